@@ -1,0 +1,91 @@
+"""Packed indices into a small table of levels per group and output: ``w = levels[code]``."""
+
+import jax
+import jax.numpy as jnp
+
+from compressjax.leaf.affine import spread_groups
+from compressjax.leaf.registration import leaf
+from compressjax.numerics import bitpack
+from compressjax.ops import dense, logical_shape, matmul, matmul_t
+
+
+@leaf(static=("bits", "group", "shape", "tile"))
+class Codebook:
+    """Non-uniformly quantised weight of logical shape ``[in, out]``, stacked layers leading.
+
+    ``w[i, o] = levels[g(i), code[i, o], o]`` with ``g(i) = i // group``.
+
+    Attributes:
+      codes: uint32 ``[*lead, packed, out]``, see ``numerics.bitpack``.
+      levels: float ``[*lead, groups, K, out]`` with ``K <= 2**bits`` values per group and output.
+      bits: code width, 1 to 8.
+      group: inputs that share a table; the last group is short when it does not divide ``in``.
+      shape: ``(in, out)``.
+      tile: rows packed together.
+    """
+
+    codes: jax.Array
+    levels: jax.Array
+    bits: int
+    group: int
+    shape: tuple[int, int]
+    tile: int
+
+
+def pack_codebook(codes: jax.Array, levels: jax.Array, *, group: int, tile: int | None = None) -> Codebook:
+    """Builds a :class:`Codebook` leaf from plain arrays; the code width follows from the number of levels.
+
+    Args:
+      codes: integers ``[*lead, in, out]`` in ``[0, K - 1]``.
+      levels: float ``[*lead, groups, K, out]``, stored in its dtype.
+      group: inputs per table; -1 means one table for all inputs of an output.
+      tile: rows packed together; the largest that adds no padding when None.
+
+    Raises:
+      ValueError: when a shape does not fit or ``K`` is not in 2..256.
+    """
+    rows, cols = codes.shape[-2:]
+    group = rows if group == -1 else group
+    groups = -(-rows // group)
+    count = levels.shape[-2]
+    if (levels.shape[-3], levels.shape[-1]) != (groups, cols):
+        raise ValueError(f"levels must end in ({groups}, K, {cols}) for codes {codes.shape}, got {levels.shape}")
+    if not 2 <= count <= 256:
+        raise ValueError(f"levels must have 2 to 256 entries per group, got {count}")
+    bits = (count - 1).bit_length()
+    tile = bitpack.pack_tile(rows) if tile is None else tile
+    return Codebook(
+        codes=bitpack.pack(codes, bits, tile), levels=levels, bits=bits, group=group, shape=(rows, cols), tile=tile
+    )
+
+
+def unpack_indices(w: Codebook) -> jax.Array:
+    """Indices of a codebook leaf, uint8 ``[*lead, in, out]``."""
+    return bitpack.unpack(w.codes, w.bits, w.tile, w.shape[0])
+
+
+@dense.register(Codebook)
+def _dense(w: Codebook):
+    codes = unpack_indices(w)
+    levels = w.levels.astype(jnp.float32)
+    # K selects instead of a gather: tables are small, and XLA fuses this into one pass over the codes.
+    out = jnp.zeros(codes.shape, jnp.float32)
+    for k in range(levels.shape[-2]):
+        level = spread_groups(levels[..., k, :], w.group, w.shape[0])
+        out = jnp.where(codes == k, level, out)
+    return out
+
+
+@logical_shape.register(Codebook)
+def _shape(w: Codebook):
+    return (*w.levels.shape[:-3], *w.shape)
+
+
+@matmul.register(Codebook)
+def _matmul(x, w: Codebook):
+    return x @ dense(w).astype(x.dtype)
+
+
+@matmul_t.register(Codebook)
+def _matmul_t(x, w: Codebook):
+    return jnp.einsum("...i,oi->...o", x, dense(w).astype(x.dtype))
