@@ -1,0 +1,84 @@
+"""Factors of layer Hessians."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Factor(NamedTuple):
+    """Inverse factor of a damped Hessian, and how it was reached.
+
+    Attributes:
+      u: upper triangular ``[in, in]`` with ``H⁻¹ = Uᵀ U``; the identity when ``ok`` is False.
+      damping: what was added to the diagonal, ``[in]``.
+      damp: the relative damping of the attempt that succeeded.
+      ok: whether any attempt succeeded.
+    """
+
+    u: jax.Array
+    damping: jax.Array
+    damp: jax.Array
+    ok: jax.Array
+
+
+def inverse_factor(h: jax.Array) -> jax.Array:
+    """Upper triangular ``U`` with ``H⁻¹ = Uᵀ U``, by one Cholesky and one triangular inverse.
+
+    ``H = R Rᵀ`` with ``R`` upper comes from the Cholesky of ``H`` with both axes flipped, and ``U = R⁻¹``; the inverse
+    of ``H`` is never formed. Entries are NaN when ``H`` is not positive definite.
+
+    Args:
+      h: symmetric positive definite ``[n, n]``.
+    """
+    lower = jnp.linalg.cholesky(jnp.flip(h, (0, 1)), symmetrize_input=False)
+    r = jnp.flip(lower, (0, 1))
+    identity = jnp.eye(h.shape[0], dtype=h.dtype)
+    return jnp.triu(jax.scipy.linalg.solve_triangular(r, identity, lower=False))
+
+
+def hessian_factor(h: jax.Array, damp: float, damp_step: float, floor: float = 1e-6) -> Factor:
+    """Factor of ``H + damping``, raising the damping until the Cholesky succeeds.
+
+    The first attempt adds ``damp * mean(diag H)``; each later one ``damp_step`` more while the relative damping stays
+    below 1. Then a floor ``floor * 10^k * max|diag H|`` is tried, k = 0..5. Damping is always taken from the given
+    diagonal, so attempts do not add up.
+
+    Args:
+      h: symmetric ``[n, n]``, float32; float64 is used where JAX has it enabled.
+      damp, damp_step: relative damping and its step, > 0.
+      floor: first diagonal floor, relative to the largest diagonal entry.
+    """
+    wide = h.astype(jnp.float64 if jax.config.jax_enable_x64 else jnp.float32)  # pyright: ignore[reportAttributeAccessIssue]
+    diagonal = jnp.diagonal(wide)
+    mean, peak = jnp.mean(diagonal), jnp.max(jnp.abs(diagonal))
+    steps = max(0, int((1.0 - damp) / damp_step)) if damp_step > 0 else 0
+
+    def damping_of(attempt):
+        relative = damp + damp_step * jnp.minimum(attempt, steps).astype(wide.dtype)
+        power = jnp.maximum(attempt - steps - 1, 0).astype(wide.dtype)
+        extra = jnp.where(attempt > steps, floor * 10.0**power * peak, 0.0)
+        return relative, relative * mean + extra
+
+    def try_once(state):
+        attempt, *_ = state
+        relative, added = damping_of(attempt)
+        u = inverse_factor(wide + added * jnp.eye(wide.shape[0], dtype=wide.dtype))
+        ok = jnp.all(jnp.isfinite(u)) & jnp.all(jnp.diagonal(u) > 0)
+        return attempt + 1, u, relative, added, ok
+
+    zero = jnp.zeros((), wide.dtype)
+    start = try_once((jnp.int32(0), wide, zero, zero, jnp.bool_(False)))
+    _, u, relative, added, ok = jax.lax.while_loop(lambda s: ~s[4] & (s[0] <= steps + 6), try_once, start)
+    u = jnp.where(ok, u, jnp.eye(wide.shape[0], dtype=wide.dtype))
+    return Factor(
+        u=u.astype(jnp.float32),
+        damping=jnp.full((wide.shape[0],), added, jnp.float32),
+        damp=relative.astype(jnp.float32),
+        ok=ok,
+    )
+
+
+def quadratic(error: jax.Array, h: jax.Array) -> jax.Array:
+    """``tr(Eᵀ H E)`` for ``E [in, out]``: squared output error of a weight error over the data behind ``H``."""
+    return jnp.sum(error * jnp.matmul(h, error, precision="highest"))

@@ -1,0 +1,247 @@
+"""GPTQ: quantise inputs in order, pushing each one's rounding error onto the inputs still to come.
+
+For a layer ``y = x w`` with ``H = sum x xᵀ``, the squared output error of ``Q`` is ``tr((W-Q)ᵀ H (W-Q))``. With
+``H⁻¹ = Uᵀ U``, rounding input ``i`` and moving all later inputs by ``-U_ij (w_i - q_i) / U_ii`` is the exact minimiser
+over the later inputs (Frantar et al., 2022, arXiv 2210.17323, eq. 2-3). The sweep is ``numerics.sweep``; here are the
+grids, the visiting order, the asymmetric terms and the accounting.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from compressjax.calibration.records import Record
+from compressjax.calibration.statistics import Hessian
+from compressjax.driver import MatrixInfo, leaf_rule, shared_rule, statistic_for
+from compressjax.numerics import grids
+from compressjax.numerics.linalg import Factor, hessian_factor, quadratic
+from compressjax.numerics.sweep import sweep
+from compressjax.quantization import gptq_grid
+from compressjax.quantization.gptq_config import GPTQ
+from compressjax.quantization.gptq_order import visiting_order
+from compressjax.quantization.rtn import RTN, round_groups
+
+
+class _Plan(NamedTuple):
+    """What depends on the inputs alone, shared by all weights that read them."""
+
+    h: jax.Array  # with dead inputs isolated, unpermuted
+    dead: jax.Array
+    perm: jax.Array
+    factor: Factor  # of the permuted Hessian
+    group: int
+    drift: jax.Array | None  # permuted
+    fallback: jax.Array
+
+
+def _plan(stats: Record, cfg: GPTQ) -> _Plan:
+    h = stats.xtx
+    if h is None:
+        raise ValueError("GPTQ needs Hessian statistics: record.xtx is missing")
+    width = h.shape[0]
+    if cfg.asymmetric != "none" and stats.dxxt is None:
+        raise ValueError(
+            f"GPTQ.asymmetric={cfg.asymmetric!r} needs record.dxxt: calibrate block by block, where both the "
+            "uncompressed and the compressed network's inputs are known"
+        )
+    group = width if cfg.group == -1 else min(cfg.group, width)
+    dead = jnp.diagonal(h) == 0
+    h = h + jnp.diag(dead.astype(h.dtype))
+    perm = visiting_order(jnp.diagonal(h), cfg.order, group)
+    factor = hessian_factor(h[perm][:, perm], cfg.damp, cfg.damp_step)
+    fallback = ~factor.ok
+    if cfg.min_tokens and stats.count is not None:
+        fallback |= stats.count.astype(jnp.float32) < cfg.min_tokens * width
+    # An identity factor pushes no error on: the sweep is then rounding to nearest.
+    factor = factor._replace(u=jnp.where(fallback, jnp.eye(width, dtype=jnp.float32), factor.u))
+    drift = None
+    if cfg.asymmetric == "gptaq":
+        dx = jnp.where(dead[:, None] | dead[None, :], 0, stats.dxxt)[perm][:, perm]
+        upper = jnp.triu(jnp.matmul(dx, factor.u.T, precision="highest"), 1)
+        drift = jnp.where(fallback, 0, cfg.alpha) * jnp.matmul(upper, factor.u, precision="highest")
+    return _Plan(h=h, dead=dead, perm=perm, factor=factor, group=group, drift=drift, fallback=fallback)
+
+
+def _move_to_target(w, stats: Record, plan: _Plan, alpha: float):
+    """``w + alpha H⁻¹ dXᵀ w``: the minimiser of ``|X_q w* - X_fp w|²`` before rounding, for alpha = 1."""
+    pull = jnp.matmul(jnp.where(plan.dead[:, None], 0, stats.dxxt.T), w, precision="highest")[plan.perm]  # pyright: ignore
+    u = plan.factor.u
+    step = jnp.matmul(u.T, jnp.matmul(u, pull, precision="highest"), precision="highest")
+    return w + jnp.where(plan.fallback, 0, alpha) * jnp.zeros_like(w).at[plan.perm].set(step)
+
+
+def _importance(plan: _Plan) -> jax.Array:
+    """``1 / U_ii²`` per input, unpermuted: how much the sweep will weigh an error there."""
+    weight = 1 / jnp.diagonal(plan.factor.u) ** 2
+    return jnp.zeros_like(weight).at[plan.perm].set(weight)
+
+
+def _grouped_importance(plan: _Plan) -> jax.Array:
+    return grids.grouped(_importance(plan)[:, None], plan.group)
+
+
+def _sweep(w, plan: _Plan, cfg: GPTQ, levels, round_row, **options):
+    nudge = None
+    if cfg.foem_beta:
+        raw, pivots = w[plan.perm], jnp.diagonal(plan.factor.u)
+
+        def nudge(e, row, i):
+            at = jnp.minimum(i, raw.shape[0] - 1)
+            return e - cfg.foem_beta * (row - raw[at]) / pivots[at]
+
+    out = sweep(w[plan.perm], plan.factor.u, round_row, levels, drift=plan.drift, nudge=nudge, **options)
+    back = jnp.argsort(plan.perm)
+    return out.codes[back], out.weight[back], out.state
+
+
+def _uniform(w, plan: _Plan, cfg: GPTQ):
+    """Codes, rounded weight, grid ``[groups, out]`` and group index for uniform levels."""
+    width, cols = w.shape
+    group, groups = plan.group, -(-width // plan.group)
+    if cfg.static_groups or group == width:
+        grid = gptq_grid.fit_uniform(grids.grouped(w, group), _grouped_importance(plan), cfg)
+        of_row = plan.perm // group
+
+        def round_static(row, i, state):
+            at = of_row[jnp.minimum(i, width - 1)]
+            return *gptq_grid.round_to_grid(row, grids.Grid(grid.scale[at], grid.zero[at]), cfg.bits), state
+
+        codes, rounded, _ = _sweep(w, plan, cfg, None, round_static, block=cfg.block)
+        return codes, rounded, grid, None
+
+    weight = 1 / jnp.diagonal(plan.factor.u) ** 2
+    weight = grids.grouped(weight[:, None], group)
+
+    def start_block(rows, b, state):
+        grid = gptq_grid.fit_uniform(rows, weight[b], cfg)
+        return grids.Grid(*(old.at[b].set(new) for old, new in zip(state, grid, strict=True)))
+
+    def round_dynamic(row, i, state):
+        at = i // group
+        return *gptq_grid.round_to_grid(row, grids.Grid(state.scale[at], state.zero[at]), cfg.bits), state
+
+    blank = grids.Grid(jnp.ones((groups, cols), jnp.float32), jnp.zeros((groups, cols), jnp.float32))
+    codes, rounded, grid = _sweep(w, plan, cfg, blank, round_dynamic, block=group, start_block=start_block)
+    if cfg.order == "act":
+        g_idx = (jnp.argsort(plan.perm) // group).astype(jnp.int32)
+        return codes, rounded, grid, g_idx
+    if cfg.order == "group_aware":
+        whole = width // group
+        visited = plan.perm[: whole * group : group] // group if whole else jnp.zeros((0,), jnp.int32)
+        back = jnp.concatenate([jnp.argsort(visited), jnp.arange(whole, groups)])
+        grid = grids.Grid(grid.scale[back], grid.zero[back])
+    return codes, rounded, grid, None
+
+
+def _table(w, plan: _Plan, cfg: GPTQ):
+    """Codes, rounded weight and table ``[groups, K, out]`` for table levels, refitted ``cfg.refits`` times."""
+    width, group = w.shape[0], plan.group
+    blocks = grids.grouped(w, group)
+    real = grids.grouped(jnp.ones((width, 1), jnp.float32), group)
+    table = gptq_grid.stored_table(gptq_grid.fit_table(blocks, _grouped_importance(plan) * real, cfg), cfg.scale_dtype)
+    of_row = plan.perm // group
+
+    def swept(table):
+        def round_row(row, i, state):
+            return *gptq_grid.round_to_table(row, state[of_row[jnp.minimum(i, width - 1)]]), state
+
+        codes, rounded, _ = _sweep(w, plan, cfg, table, round_row, block=cfg.block)
+        return codes, rounded
+
+    best = (*swept(table), table)
+    if cfg.levels != "kmeans":
+        return best
+    damped = plan.h + jnp.diag(plan.factor.damping)
+
+    def again(_, best):
+        codes, rounded, table = best
+        new = gptq_grid.refit_table(codes, w, damped, table, group, 1e-4)
+        new = gptq_grid.stored_table(new, cfg.scale_dtype)
+        new_codes, new_rounded = swept(new)
+        # Kept output by output: the refit helps at fixed codes, the sweep that follows need not.
+        old_loss = _per_output(w - rounded, damped)
+        better = _per_output(w - new_rounded, damped) < old_loss
+        return (
+            jnp.where(better[None], new_codes, codes),
+            jnp.where(better[None], new_rounded, rounded),
+            jnp.where(better[None, None], new, table),
+        )
+
+    return jax.lax.fori_loop(0, cfg.refits, again, best)
+
+
+def _per_output(error, h):
+    return jnp.sum(error * jnp.matmul(h, error, precision="highest"), axis=0)
+
+
+def gptq_shared(ws: tuple[jax.Array, ...], stats: Record, cfg: GPTQ) -> tuple[tuple[Any, MatrixInfo], ...]:
+    """Quantises weights that read the same input, with one factor and one sweep for all.
+
+    Args:
+      ws: weights ``[in, out_k]``, floating point.
+      stats: ``xtx`` and ``count`` of their input; ``dxxt`` too for asymmetric calibration.
+      cfg: the options.
+
+    Returns:
+      Per weight an ``Affine`` (or ``Codebook``) leaf and its :class:`MatrixInfo`.
+
+    Raises:
+      ValueError: when the statistics lack what the options need or do not fit the weights.
+    """
+    plan = _plan(stats, cfg)
+    if any(w.shape[0] != plan.h.shape[0] for w in ws):
+        raise ValueError(f"Hessian is for {plan.h.shape[0]} inputs, weights have {[w.shape[0] for w in ws]}")
+    original = jnp.concatenate([w.astype(jnp.float32) for w in ws], axis=1)
+    w = jnp.where(plan.dead[:, None], 0, original)
+    if cfg.asymmetric == "target":
+        w = _move_to_target(w, stats, plan, cfg.alpha)
+    plain = RTN(bits=cfg.bits, group=cfg.group, sym=cfg.sym, scale_dtype=cfg.scale_dtype)
+    plain_rounded = round_groups(original, plan.group, plain)[1]
+
+    if cfg.levels == "uniform":
+        codes, rounded, grid, g_idx = _uniform(w, plan, cfg)
+    else:
+        codes, rounded, grid = _table(w, plan, cfg)
+        g_idx = None
+
+    h, out, at = stats.xtx, [], 0
+    for one in ws:
+        cut = slice(at, at + one.shape[1])
+        at += one.shape[1]
+        info = MatrixInfo(
+            error=quadratic(original[:, cut] - rounded[:, cut], h),
+            rounding_error=quadratic(original[:, cut] - plain_rounded[:, cut], h),
+            energy=quadratic(original[:, cut], h),
+            damp=plan.factor.damp,
+            dead=jnp.sum(plan.dead, dtype=jnp.int32),
+            fallback=plan.fallback,
+        )
+        if cfg.levels == "uniform":
+            leaf = gptq_grid.pack_uniform(
+                codes[:, cut], grids.Grid(grid.scale[:, cut], grid.zero[:, cut]), plan.group, cfg, g_idx
+            )
+        else:
+            leaf = gptq_grid.pack_table(codes[:, cut], grid[..., cut], plan.group, cfg)
+        out.append((leaf, info))
+    return tuple(out)
+
+
+def gptq(w: jax.Array, stats: Record, cfg: GPTQ) -> tuple[Any, MatrixInfo]:
+    """Quantises one weight ``[in, out]``; see :func:`gptq_shared`."""
+    return gptq_shared((w,), stats, cfg)[0]
+
+
+@leaf_rule.register(GPTQ)
+def _(w, cfg, stats, key):
+    return gptq(w, stats, cfg)
+
+
+@shared_rule.register(GPTQ)
+def _(ws, cfg, stats, key):
+    return gptq_shared(ws, stats, cfg)
+
+
+@statistic_for.register(GPTQ)
+def _(cfg):
+    return Hessian()
