@@ -1,0 +1,9 @@
+"""Weights in and out: Hugging Face folders, GGUF files, packaged models."""
+
+from compressjax.checkpoint.bert_package import LoadedEncoder as LoadedEncoder
+from compressjax.checkpoint.bert_package import load_minilm as load_minilm
+from compressjax.checkpoint.loading import LoadedModel as LoadedModel
+from compressjax.checkpoint.loading import load_model as load_model
+from compressjax.checkpoint.loading import load_params as load_params
+from compressjax.checkpoint.loading import open_model as open_model
+from compressjax.checkpoint.source import ModelSource as ModelSource
