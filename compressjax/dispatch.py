@@ -57,7 +57,7 @@ def verb(on: str) -> Callable[[Callable[..., Any]], Any]:
                 raise TypeError(f"{signature_of.__name__}() misses the argument {on!r}")
             rule = rule_for(value)
             if rule is None:
-                known = ", ".join(sorted(t.__name__ for t in rules)) or "none"
+                known = ", ".join(sorted(t.__name__.rpartition(".")[2] for t in rules)) or "none"
                 raise NotImplementedError(
                     f"{signature_of.__name__} has no rule for {on} of type {type(value).__name__}; known: {known}"
                 )

@@ -119,7 +119,9 @@ def spread_groups(per_group: jax.Array, group: int, rows: int, g_idx: jax.Array 
     return jnp.repeat(per_group, group, axis=-2, total_repeat_length=per_group.shape[-2] * group)[..., :rows, :]
 
 
+# Under jit so that a model traces the unpacking once per kind and shape of weight, not at every product.
 @dense.register(Affine)
+@jax.jit
 def _dense(w: Affine):
     codes = unpack_codes(w).astype(jnp.float32)
     rows = w.shape[0]

@@ -64,7 +64,9 @@ def unpack_indices(w: Codebook) -> jax.Array:
     return bitpack.unpack(w.codes, w.bits, w.tile, w.shape[0])
 
 
+# Under jit so that a model traces the unpacking once per kind and shape of weight, not at every product.
 @dense.register(Codebook)
+@jax.jit
 def _dense(w: Codebook):
     codes = unpack_indices(w)
     levels = w.levels.astype(jnp.float32)

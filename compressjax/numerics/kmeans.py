@@ -40,6 +40,9 @@ def kmeans_1d(values: jax.Array, weight: jax.Array, count: int, iterations: int 
     """
     n = values.shape[-2]
     weight = jnp.broadcast_to(weight, values.shape)
+    mass = jnp.sum(weight, axis=-2, keepdims=True)
+    mean = jnp.sum(weight * values, axis=-2, keepdims=True) / jnp.where(mass > 0, mass, 1)
+    values = jnp.where(weight > 0, values, mean)
     ordered = jnp.sort(values, axis=-2)
     at = ((jnp.arange(count) * 2 + 1) * n) // (2 * count)
     shares = jnp.take(ordered, at, axis=-2)
