@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from compressjax.calibration.records import Record
 from compressjax.dispatch import verb
@@ -52,6 +53,7 @@ def leaf_rule(w: Any, cfg: Any, stats: Record | None, key: jax.Array | None) -> 
     Returns:
       The leaf, and what is known of its error.
     """
+    raise NotImplementedError("run by the rule of its argument's type")
 
 
 @verb(on="cfg")
@@ -61,11 +63,13 @@ def shared_rule(ws: tuple[Any, ...], cfg: Any, stats: Record | None, key: jax.Ar
     Returns:
       A tuple of ``(leaf, info)``, one per weight.
     """
+    raise NotImplementedError("run by the rule of its argument's type")
 
 
 @verb(on="cfg")
 def statistic_for(cfg: Any) -> Any:
     """The calibration statistic that a method reads, or None when it needs no data."""
+    raise NotImplementedError("run by the rule of its argument's type")
 
 
 def compress_group(ws: tuple[Any, ...], cfg: Any, stats: Record | None, key: jax.Array | None = None):
@@ -153,7 +157,7 @@ def check_input(path: str, weight: Any, record: Record | None, method: Any) -> N
             raise ValueError(f"statistics of {path} are for {record.xtx.shape[-1]} inputs, the weight has {width}")
     for value, what in ((weight, "weight"), (record, "statistics")):
         for array in jax.tree.leaves(value):
-            if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
+            if isinstance(array, Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
                 continue
             if not bool(jnp.all(jnp.isfinite(array))):
                 raise ValueError(f"{what} of {path} has NaN or infinite entries")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from compressjax.calibration.records import Record, merge
 from compressjax.calibration.statistics import gram, measure
@@ -46,13 +47,14 @@ class Calibration(NamedTuple):
     mask: jax.Array | None
 
 
-def in_chunks(tokens: jax.Array, mask: jax.Array | None = None, batch: int = 4) -> Calibration:
+def in_chunks(tokens: ArrayLike, mask: ArrayLike | None = None, batch: int = 4) -> Calibration:
     """Cuts calibration tokens ``[N, T]`` into chunks of ``batch`` rows; a last, short chunk is filled up and masked.
 
     Raises:
       ValueError: for an empty set, or a mask of another shape.
     """
     tokens = jnp.asarray(tokens)
+    mask = None if mask is None else jnp.asarray(mask, bool)
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"calibration tokens must be [windows >= 1, length >= 1], got {tokens.shape}")
     if mask is not None and mask.shape != tokens.shape:
@@ -60,11 +62,11 @@ def in_chunks(tokens: jax.Array, mask: jax.Array | None = None, batch: int = 4) 
     batch = min(batch, tokens.shape[0])
     fill = -tokens.shape[0] % batch
     if fill:
-        mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
-        mask = jnp.pad(mask.astype(bool), ((0, fill), (0, 0)))
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        mask = jnp.pad(mask, ((0, fill), (0, 0)))
         tokens = jnp.pad(tokens, ((0, fill), (0, 0)), mode="edge")
     shape = (-1, batch, tokens.shape[1])
-    return Calibration(tokens.reshape(shape), None if mask is None else jnp.asarray(mask, bool).reshape(shape))
+    return Calibration(tokens.reshape(shape), None if mask is None else mask.reshape(shape))
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
@@ -197,10 +199,8 @@ def compress_blocks(
 
 def _methods(block, cfg, rules):
     """Method by path inside the block; rules speak of paths in the whole tree."""
-    prefix = "blocks/"
-    every = all_rules(cfg, rules)
-    inside = resolve({"blocks": block}, {g: c for g, c in every.items() if g != "**" or len(every) == 1 or c is not None})
-    return {path.removeprefix(prefix): method for path, method in inside.items()}
+    inside = resolve({"blocks": block}, all_rules(cfg, rules))
+    return {path.removeprefix("blocks/"): method for path, method in inside.items()}
 
 
 def _wants_original(method):
@@ -227,10 +227,10 @@ def _compress_stage(index, block, todo, chosen, record, key):
 def quantize_blockwise(
     model: Blockwise,
     params: Any,
-    tokens: jax.Array,
+    tokens: ArrayLike,
     cfg: Any,
     *,
-    mask: jax.Array | None = None,
+    mask: ArrayLike | None = None,
     rules: Mapping[str, Any] | None = None,
     batch: int = 4,
     key: jax.Array | None = None,

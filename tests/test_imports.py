@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(layer.split())
     for layer in (
-        "_version dispatch numerics",
+        "_version catalogue dispatch numerics",
         "ops",
         "leaf",
         "select",
@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "driver",
         "sequential",
         "quantization factorization sparsity kvcache training distributed entropy codecs media retrieval science",
+        "streaming",
         "allocation evaluation",
         "reporting",
         "cli",

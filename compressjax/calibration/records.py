@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array | None
+Sum = jax.Array | None  # a field that a statistic may not gather
 
 
 @jax.tree_util.register_dataclass
@@ -26,14 +26,14 @@ class Record:
       samples: kept rows of ``x``, ``[n, in]``.
     """
 
-    count: Array = None
-    xtx: Array = None
-    x_sum: Array = None
-    abs_sum: Array = None
-    abs_max: Array = None
-    dxxt: Array = None
-    fisher: Array = None
-    samples: Array = None
+    count: Sum = None
+    xtx: Sum = None
+    x_sum: Sum = None
+    abs_sum: Sum = None
+    abs_max: Sum = None
+    dxxt: Sum = None
+    fisher: Sum = None
+    samples: Sum = None
 
 
 _MAXED = ("abs_max",)

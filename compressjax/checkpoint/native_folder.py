@@ -127,7 +127,7 @@ class _ShardReader:
 
 def _params(shard: Any) -> Any:
     """A block's shard holds its summary rows beside its parameters."""
-    return shard["params"] if "params" in shard else shard
+    return shard.get("params", shard)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

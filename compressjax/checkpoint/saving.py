@@ -1,7 +1,7 @@
 """Saving compressed pytrees and reading them back bit for bit.
 
-A checkpoint is a directory: ``compressjax.json`` holds the structure of the tree, the static metadata of its leaves, a
-checksum per array and the caller's metadata; ``arrays/`` is an orbax checkpoint; other files are the caller's.
+A checkpoint is a directory: ``compressjax-tree.json`` holds the structure of the tree, the static metadata of its
+leaves, checksums and the caller's metadata; ``arrays/`` is an orbax checkpoint; other files are the caller's.
 """
 
 import errno
@@ -20,7 +20,7 @@ from compressjax.checkpoint.atomic_directory import find_complete, replacing
 
 FORMAT = "compressjax-tree"
 VERSION = 1
-_MANIFEST = "compressjax.json"
+_MANIFEST = "compressjax-tree.json"
 _ARRAYS = "arrays"
 _ANY = tree_codec.anything()
 

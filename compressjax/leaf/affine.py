@@ -74,7 +74,9 @@ def pack_affine(
         raise ValueError(f"group must be >= 1 or -1 (all inputs), got {group}")
     groups = -(-rows // group)
     if scale.shape[-2:] != (groups, cols):
-        raise ValueError(f"scale must end in {(groups, cols)} for codes {codes.shape} at group {group}, got {scale.shape}")
+        raise ValueError(
+            f"scale must end in {(groups, cols)} for codes {codes.shape} at group {group}, got {scale.shape}"
+        )
     if zero_kind not in ("int", "real", "none"):
         raise ValueError(f"zero_kind must be 'int', 'real' or 'none', got {zero_kind!r}")
     if (zero is None) != (zero_kind == "none"):

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 
 from compressjax.leaf.registration import leaf
 from compressjax.ops import dense, logical_shape, matmul, matmul_t, take
@@ -34,12 +34,12 @@ def add(*parts: Any) -> Sum:
 
 
 def _total(terms):
-    return functools.reduce(jax.numpy.add, terms)
+    return functools.reduce(jnp.add, terms)
 
 
 @dense.register(Sum)
 def _dense(w: Sum):
-    return _total(dense(p) for p in w.parts)
+    return _total(dense(p).astype(jnp.float32) for p in w.parts)
 
 
 @logical_shape.register(Sum)
@@ -59,4 +59,4 @@ def _matmul_t(x, w: Sum):
 
 @take.register(Sum)
 def _take(w: Sum, ids):
-    return _total(take(p, ids) for p in w.parts)
+    return _total(take(p, ids).astype(jnp.float32) for p in w.parts)

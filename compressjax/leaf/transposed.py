@@ -6,7 +6,6 @@ import jax.numpy as jnp
 
 from compressjax.leaf.affine import Affine, unpack_zeros
 from compressjax.leaf.registration import leaf
-from compressjax.numerics import bitpack
 from compressjax.ops import dense, logical_shape, matmul, matmul_t, take
 
 

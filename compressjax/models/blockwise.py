@@ -27,8 +27,11 @@ class Blockwise(Protocol):
     ``rest`` is the parameter tree without ``blocks``; ``carry`` starts as ``{"x": hidden}``.
     """
 
-    num_blocks: int
-    stages: tuple[Stage, ...]
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def stages(self) -> tuple[Stage, ...]: ...
 
     def embed(self, rest: Any, tokens: jax.Array) -> jax.Array: ...
 

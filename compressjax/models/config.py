@@ -73,9 +73,7 @@ class LlamaConfig:
             if getattr(self, field) < 1:
                 raise ValueError(f"LlamaConfig.{field} must be >= 1, got {getattr(self, field)}")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"LlamaConfig.num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}"
-            )
+            raise ValueError(f"LlamaConfig.num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}")
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"LlamaConfig.head_dim must be even and >= 2 for rotary pairs, got {self.head_dim}")
         if self.sliding_window is not None and self.sliding_window < 1:

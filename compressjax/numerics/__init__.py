@@ -1,0 +1,1 @@
+"""Shared mathematics, one topic per file."""

@@ -25,7 +25,10 @@ def stored(scale: jax.Array, dtype: str) -> jax.Array:
 
 
 def encode(w: jax.Array, grid: Grid, bits: int) -> jax.Array:
-    """Nearest codes, float32 with integer values; ``grid`` broadcasts against ``w``. Rounds half to even, then adds zero."""
+    """Nearest codes, float32 with integer values; ``grid`` broadcasts against ``w``.
+
+    Rounds half to even and then adds the zero, in this order, as the reference does.
+    """
     return jnp.clip(jnp.round(w / grid.scale) + grid.zero, 0, 2**bits - 1)
 
 

@@ -84,7 +84,7 @@ def sweep(
             w1 = w1 - u1[i][:, None] * e[None, :]
             if p1 is not None:
                 w1 = w1 + p1[i][:, None] * row[None, :]
-            return (w1, state), (q, code, e, row if drift is not None else None)
+            return (w1, state), (q, code, e, row)
 
         (_, state), (q, code, e, before) = jax.lax.scan(one_row, (w1, state), jnp.arange(block))
         # Rows above the block meet zeros of U; the block's own rows have been read and may change.

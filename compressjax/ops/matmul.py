@@ -18,6 +18,7 @@ def matmul(x: jax.Array, w: Any) -> jax.Array:
     Returns:
       ``[..., out]`` in the dtype of ``x``.
     """
+    raise NotImplementedError("run by the rule of its argument's type")
 
 
 @verb(on="w")
@@ -31,6 +32,7 @@ def matmul_t(x: jax.Array, w: Any) -> jax.Array:
     Returns:
       ``[..., out]`` in the dtype of ``x``.
     """
+    raise NotImplementedError("run by the rule of its argument's type")
 
 
 @matmul.register(jax.Array)

@@ -17,11 +17,13 @@ def dense(w: Any) -> Any:
     Returns:
       An array ``[*leading, in, out]``, or a tree of the same structure.
     """
+    raise NotImplementedError("run by the rule of its argument's type")
 
 
 @verb(on="w")
 def logical_shape(w: Any) -> tuple[int, ...]:
     """Shape of the dense weight that ``w`` stands for, leading stack axes included."""
+    raise NotImplementedError("run by the rule of its argument's type")
 
 
 @dense.register(jax.Array)

@@ -14,18 +14,20 @@ import jax.numpy as jnp
 from compressjax.calibration.records import Record
 from compressjax.calibration.statistics import Hessian
 from compressjax.driver import MatrixInfo, leaf_rule, shared_rule, statistic_for
+from compressjax.leaf import pack_codebook
 from compressjax.numerics import grids
 from compressjax.numerics.linalg import Factor, hessian_factor, quadratic
 from compressjax.numerics.sweep import sweep
 from compressjax.quantization import gptq_grid
 from compressjax.quantization.gptq_config import GPTQ
 from compressjax.quantization.gptq_order import visiting_order
-from compressjax.quantization.rtn import RTN, round_groups
+from compressjax.quantization.rtn import RTN, affine_from_grid, round_groups
 
 
 class _Plan(NamedTuple):
     """What depends on the inputs alone, shared by all weights that read them."""
 
+    raw: jax.Array  # the Hessian as it was gathered
     h: jax.Array  # with dead inputs isolated, unpermuted
     dead: jax.Array
     perm: jax.Array
@@ -36,18 +38,19 @@ class _Plan(NamedTuple):
 
 
 def _plan(stats: Record, cfg: GPTQ) -> _Plan:
-    h = stats.xtx
-    if h is None:
+    raw = stats.xtx
+    if raw is None:
         raise ValueError("GPTQ needs Hessian statistics: record.xtx is missing")
-    width = h.shape[0]
-    if cfg.asymmetric != "none" and stats.dxxt is None:
+    width = raw.shape[0]
+    dxxt = stats.dxxt
+    if cfg.asymmetric != "none" and dxxt is None:
         raise ValueError(
             f"GPTQ.asymmetric={cfg.asymmetric!r} needs record.dxxt: calibrate block by block, where both the "
             "uncompressed and the compressed network's inputs are known"
         )
     group = width if cfg.group == -1 else min(cfg.group, width)
-    dead = jnp.diagonal(h) == 0
-    h = h + jnp.diag(dead.astype(h.dtype))
+    dead = jnp.diagonal(raw) == 0
+    h = raw + jnp.diag(dead.astype(raw.dtype))
     perm = visiting_order(jnp.diagonal(h), cfg.order, group)
     factor = hessian_factor(h[perm][:, perm], cfg.damp, cfg.damp_step)
     fallback = ~factor.ok
@@ -56,16 +59,16 @@ def _plan(stats: Record, cfg: GPTQ) -> _Plan:
     # An identity factor pushes no error on: the sweep is then rounding to nearest.
     factor = factor._replace(u=jnp.where(fallback, jnp.eye(width, dtype=jnp.float32), factor.u))
     drift = None
-    if cfg.asymmetric == "gptaq":
-        dx = jnp.where(dead[:, None] | dead[None, :], 0, stats.dxxt)[perm][:, perm]
+    if cfg.asymmetric == "gptaq" and dxxt is not None:
+        dx = jnp.where(dead[:, None] | dead[None, :], 0, dxxt)[perm][:, perm]
         upper = jnp.triu(jnp.matmul(dx, factor.u.T, precision="highest"), 1)
         drift = jnp.where(fallback, 0, cfg.alpha) * jnp.matmul(upper, factor.u, precision="highest")
-    return _Plan(h=h, dead=dead, perm=perm, factor=factor, group=group, drift=drift, fallback=fallback)
+    return _Plan(raw=raw, h=h, dead=dead, perm=perm, factor=factor, group=group, drift=drift, fallback=fallback)
 
 
-def _move_to_target(w, stats: Record, plan: _Plan, alpha: float):
+def _move_to_target(w, dxxt, plan: _Plan, alpha: float):
     """``w + alpha H⁻¹ dXᵀ w``: the minimiser of ``|X_q w* - X_fp w|²`` before rounding, for alpha = 1."""
-    pull = jnp.matmul(jnp.where(plan.dead[:, None], 0, stats.dxxt.T), w, precision="highest")[plan.perm]  # pyright: ignore
+    pull = jnp.matmul(jnp.where(plan.dead[:, None], 0, dxxt.T), w, precision="highest")[plan.perm]
     u = plan.factor.u
     step = jnp.matmul(u.T, jnp.matmul(u, pull, precision="highest"), precision="highest")
     return w + jnp.where(plan.fallback, 0, alpha) * jnp.zeros_like(w).at[plan.perm].set(step)
@@ -82,60 +85,74 @@ def _grouped_importance(plan: _Plan) -> jax.Array:
 
 
 def _sweep(w, plan: _Plan, cfg: GPTQ, levels, round_row, **options):
-    nudge = None
-    if cfg.foem_beta:
-        raw, pivots = w[plan.perm], jnp.diagonal(plan.factor.u)
+    raw, pivots = w[plan.perm], jnp.diagonal(plan.factor.u)
 
-        def nudge(e, row, i):
-            at = jnp.minimum(i, raw.shape[0] - 1)
-            return e - cfg.foem_beta * (row - raw[at]) / pivots[at]
+    def first_order(e, row, i):
+        at = jnp.minimum(i, raw.shape[0] - 1)
+        return e - cfg.foem_beta * (row - raw[at]) / pivots[at]
 
-    out = sweep(w[plan.perm], plan.factor.u, round_row, levels, drift=plan.drift, nudge=nudge, **options)
+    nudge = first_order if cfg.foem_beta else None
+    out = sweep(raw, plan.factor.u, round_row, levels, drift=plan.drift, nudge=nudge, **options)
     back = jnp.argsort(plan.perm)
     return out.codes[back], out.weight[back], out.state
 
 
 def _uniform(w, plan: _Plan, cfg: GPTQ):
-    """Codes, rounded weight, grid ``[groups, out]`` and group index for uniform levels."""
+    """Rounded weight, and how to pack a range of its outputs, for uniform levels."""
+    codes, rounded, grid, g_idx = (
+        _static_grids(w, plan, cfg)
+        if cfg.static_groups or plan.group == w.shape[0]
+        else _grids_on_the_way(w, plan, cfg)
+    )
+
+    def pack(cut):
+        own = grids.Grid(grid.scale[:, cut], grid.zero[:, cut])
+        return affine_from_grid(codes[:, cut], own, plan.group, cfg, g_idx)
+
+    return rounded, pack
+
+
+def _static_grids(w, plan: _Plan, cfg: GPTQ):
+    """Codes, rounded weight, grids and no group index, with grids fitted before the sweep."""
+    grid = gptq_grid.fit_uniform(grids.grouped(w, plan.group), _grouped_importance(plan), cfg)
+    of_row = plan.perm // plan.group
+
+    def round_row(row, i, state):
+        at = of_row[jnp.minimum(i, w.shape[0] - 1)]
+        return *gptq_grid.round_to_grid(row, grids.Grid(grid.scale[at], grid.zero[at]), cfg.bits), state
+
+    codes, rounded, _ = _sweep(w, plan, cfg, None, round_row, block=cfg.block)
+    return codes, rounded, grid, None
+
+
+def _grids_on_the_way(w, plan: _Plan, cfg: GPTQ):
+    """The same with each group's grid fitted when the sweep reaches it; "act" order then needs a group index."""
     width, cols = w.shape
     group, groups = plan.group, -(-width // plan.group)
-    if cfg.static_groups or group == width:
-        grid = gptq_grid.fit_uniform(grids.grouped(w, group), _grouped_importance(plan), cfg)
-        of_row = plan.perm // group
-
-        def round_static(row, i, state):
-            at = of_row[jnp.minimum(i, width - 1)]
-            return *gptq_grid.round_to_grid(row, grids.Grid(grid.scale[at], grid.zero[at]), cfg.bits), state
-
-        codes, rounded, _ = _sweep(w, plan, cfg, None, round_static, block=cfg.block)
-        return codes, rounded, grid, None
-
-    weight = 1 / jnp.diagonal(plan.factor.u) ** 2
-    weight = grids.grouped(weight[:, None], group)
+    weight = grids.grouped(1 / jnp.diagonal(plan.factor.u)[:, None] ** 2, group)
 
     def start_block(rows, b, state):
         grid = gptq_grid.fit_uniform(rows, weight[b], cfg)
         return grids.Grid(*(old.at[b].set(new) for old, new in zip(state, grid, strict=True)))
 
-    def round_dynamic(row, i, state):
+    def round_row(row, i, state):
         at = i // group
         return *gptq_grid.round_to_grid(row, grids.Grid(state.scale[at], state.zero[at]), cfg.bits), state
 
     blank = grids.Grid(jnp.ones((groups, cols), jnp.float32), jnp.zeros((groups, cols), jnp.float32))
-    codes, rounded, grid = _sweep(w, plan, cfg, blank, round_dynamic, block=group, start_block=start_block)
+    codes, rounded, grid = _sweep(w, plan, cfg, blank, round_row, block=group, start_block=start_block)
     if cfg.order == "act":
-        g_idx = (jnp.argsort(plan.perm) // group).astype(jnp.int32)
-        return codes, rounded, grid, g_idx
+        return codes, rounded, grid, (jnp.argsort(plan.perm) // group).astype(jnp.int32)
     if cfg.order == "group_aware":
         whole = width // group
-        visited = plan.perm[: whole * group : group] // group if whole else jnp.zeros((0,), jnp.int32)
+        visited = plan.perm[: whole * group : group] // group
         back = jnp.concatenate([jnp.argsort(visited), jnp.arange(whole, groups)])
         grid = grids.Grid(grid.scale[back], grid.zero[back])
     return codes, rounded, grid, None
 
 
 def _table(w, plan: _Plan, cfg: GPTQ):
-    """Codes, rounded weight and table ``[groups, K, out]`` for table levels, refitted ``cfg.refits`` times."""
+    """Rounded weight, and how to pack a range of its outputs, for table levels, refitted ``cfg.refits`` times."""
     width, group = w.shape[0], plan.group
     blocks = grids.grouped(w, group)
     real = grids.grouped(jnp.ones((width, 1), jnp.float32), group)
@@ -149,9 +166,6 @@ def _table(w, plan: _Plan, cfg: GPTQ):
         codes, rounded, _ = _sweep(w, plan, cfg, table, round_row, block=cfg.block)
         return codes, rounded
 
-    best = (*swept(table), table)
-    if cfg.levels != "kmeans":
-        return best
     damped = plan.h + jnp.diag(plan.factor.damping)
 
     def again(_, best):
@@ -168,7 +182,13 @@ def _table(w, plan: _Plan, cfg: GPTQ):
             jnp.where(better[None, None], new, table),
         )
 
-    return jax.lax.fori_loop(0, cfg.refits, again, best)
+    refits = cfg.refits if cfg.levels == "kmeans" else 0
+    codes, rounded, table = jax.lax.fori_loop(0, refits, again, (*swept(table), table))
+
+    def pack(cut):
+        return pack_codebook(codes[:, cut], table[..., cut].astype(cfg.scale_dtype), group=group)
+
+    return rounded, pack
 
 
 def _per_output(error, h):
@@ -195,17 +215,13 @@ def gptq_shared(ws: tuple[jax.Array, ...], stats: Record, cfg: GPTQ) -> tuple[tu
     original = jnp.concatenate([w.astype(jnp.float32) for w in ws], axis=1)
     w = jnp.where(plan.dead[:, None], 0, original)
     if cfg.asymmetric == "target":
-        w = _move_to_target(w, stats, plan, cfg.alpha)
+        w = _move_to_target(w, stats.dxxt, plan, cfg.alpha)
     plain = RTN(bits=cfg.bits, group=cfg.group, sym=cfg.sym, scale_dtype=cfg.scale_dtype)
     plain_rounded = round_groups(original, plan.group, plain)[1]
 
-    if cfg.levels == "uniform":
-        codes, rounded, grid, g_idx = _uniform(w, plan, cfg)
-    else:
-        codes, rounded, grid = _table(w, plan, cfg)
-        g_idx = None
+    rounded, pack = _uniform(w, plan, cfg) if cfg.levels == "uniform" else _table(w, plan, cfg)
 
-    h, out, at = stats.xtx, [], 0
+    h, out, at = plan.raw, [], 0
     for one in ws:
         cut = slice(at, at + one.shape[1])
         at += one.shape[1]
@@ -217,13 +233,7 @@ def gptq_shared(ws: tuple[jax.Array, ...], stats: Record, cfg: GPTQ) -> tuple[tu
             dead=jnp.sum(plan.dead, dtype=jnp.int32),
             fallback=plan.fallback,
         )
-        if cfg.levels == "uniform":
-            leaf = gptq_grid.pack_uniform(
-                codes[:, cut], grids.Grid(grid.scale[:, cut], grid.zero[:, cut]), plan.group, cfg, g_idx
-            )
-        else:
-            leaf = gptq_grid.pack_table(codes[:, cut], grid[..., cut], plan.group, cfg)
-        out.append((leaf, info))
+        out.append((pack(cut), info))
     return tuple(out)
 
 

@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from compressjax.leaf import pack_codebook
 from compressjax.numerics import grids, kmeans
-from compressjax.quantization.rtn import affine_from_grid, fit_grid
+from compressjax.quantization.rtn import fit_grid
 
 
 def fit_uniform(blocks: jax.Array, weight: jax.Array | None, cfg) -> grids.Grid:
@@ -103,13 +102,3 @@ def refit_table(codes: jax.Array, w: jax.Array, h: jax.Array, table: jax.Array, 
     step = jnp.linalg.solve(matrix, right.T[..., None])[..., 0].T
     step = jnp.where(jnp.isfinite(step), step, 0)
     return (table.reshape(total, cols) + step).reshape(groups, count, cols)
-
-
-def pack_uniform(codes: jax.Array, grid: grids.Grid, group: int, cfg, g_idx: jax.Array | None):
-    """An ``Affine`` leaf."""
-    return affine_from_grid(codes, grid, group, cfg, g_idx)
-
-
-def pack_table(codes: jax.Array, table: jax.Array, group: int, cfg):
-    """A ``Codebook`` leaf."""
-    return pack_codebook(codes, table.astype(cfg.scale_dtype), group=group)

@@ -86,7 +86,9 @@ def round_groups(w: jax.Array, group: int, cfg: Any) -> tuple[jax.Array, jax.Arr
     return flat[0], flat[1], grid
 
 
-def affine_from_grid(codes: jax.Array, grid: grids.Grid, group: int, cfg: Any, g_idx: jax.Array | None = None) -> Affine:
+def affine_from_grid(
+    codes: jax.Array, grid: grids.Grid, group: int, cfg: Any, g_idx: jax.Array | None = None
+) -> Affine:
     """Packs codes and an integer-zero grid as the config says."""
     return pack_affine(
         codes,

@@ -35,7 +35,7 @@ from compressjax.checkpoint.source import ModelSource
 from compressjax.driver import all_rules
 from compressjax.models.llama import LlamaBlocks
 from compressjax.sequential import compress_blocks, in_chunks
-from compressjax.streaming.summary import CompressionSummary, MatrixRow, Size, matrix_rows, size_of
+from compressjax.streaming.summary import CompressionSummary, MatrixRow, matrix_rows, size_of
 
 _JOB = "job.json"
 
@@ -176,7 +176,8 @@ def _check(source, out, tokens, overwrite):
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= source.config.vocab_size:
-        raise ValueError(f"calibration tokens range from {low} to {high}, the vocabulary has {source.config.vocab_size}")
+        vocab = source.config.vocab_size
+        raise ValueError(f"calibration tokens range from {low} to {high}, the vocabulary has {vocab}")
 
 
 def _method_text(cfg, rules):

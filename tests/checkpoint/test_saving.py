@@ -70,7 +70,7 @@ def siblings(directory):
 
 
 def rewrite_manifest(directory, **changes):
-    path = directory / "compressjax.json"
+    path = directory / "compressjax-tree.json"
     body = {k: v for k, v in {**json.loads(path.read_text()), **changes}.items() if k != "crc32"}
     path.write_text(json.dumps({"crc32": zlib.crc32(saving._canonical(body)), **body}))
 
@@ -142,7 +142,7 @@ def test_a_leaf_type_of_ones_own(tmp_path):
     got = load(tmp_path / "m")
     assert_same(got, tree)
     assert type(got["w"]) is Scaled
-    structure = json.loads((tmp_path / "m" / "compressjax.json").read_text())["structure"]
+    structure = json.loads((tmp_path / "m" / "compressjax-tree.json").read_text())["structure"]
     structure["dict"][0][1]["leaf"] = "Unheard"
     rewrite_manifest(tmp_path / "m", structure=structure)
     with pytest.raises(ValueError, match="w: leaf type 'Unheard' of module .* is not registered .*import the module"):
@@ -277,7 +277,7 @@ def test_deleted_and_traced_arrays(tmp_path):
 def test_bad_metadata_and_file_names(tmp_path):
     with pytest.raises(TypeError, match="metadata must be JSON-able"):
         save(tmp_path / "m", {}, metadata={"a": object()})
-    for name in ("a/b", "arrays", "compressjax.json", "..", ""):
+    for name in ("a/b", "arrays", "compressjax-tree.json", "..", ""):
         with pytest.raises(ValueError, match="is not a plain file name"):
             save(tmp_path / "m", {}, files={name: b""})
 
@@ -285,7 +285,7 @@ def test_bad_metadata_and_file_names(tmp_path):
 def test_only_checkpoints_are_replaced(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(FileExistsError, match="holds files but no compressjax.json"):
+    with pytest.raises(FileExistsError, match="holds files but no compressjax-tree.json"):
         save(tmp_path / "mine", {})
     with pytest.raises(FileExistsError, match="is a file"):
         save(tmp_path / "mine" / "thesis.tex", {})
@@ -317,7 +317,7 @@ def test_missing_foreign_and_newer(tmp_path):
         load(tmp_path / "foreign")
     save(tmp_path / "m", {"a": jnp.ones(3)})
     rewrite_manifest(tmp_path / "m", version=saving.VERSION + 1)
-    with pytest.raises(ValueError, match="m/compressjax.json is of format version 2; this release reads up to 1"):
+    with pytest.raises(ValueError, match="m/compressjax-tree.json is of format version 2; this release reads up to 1"):
         load(tmp_path / "m")
     rewrite_manifest(tmp_path / "m", version=1, format="other")
     with pytest.raises(ValueError, match="is of format 'other'"):
@@ -356,14 +356,14 @@ def test_no_damage_goes_unseen(tmp_path, damage):
                 assert str(tmp_path / "m") in str(error)
                 refused.add(path)
             path.write_bytes(content)
-    assert tmp_path / "m" / "compressjax.json" in refused
+    assert tmp_path / "m" / "compressjax-tree.json" in refused
     assert len(refused) >= 3
     assert_same(load(tmp_path / "m"), tree)
 
 
 def test_a_flipped_bit_in_an_array_names_the_array(tmp_path, monkeypatch):
     save(tmp_path / "m", {"blocks": {"w": affine()}})
-    records = json.loads((tmp_path / "m" / "compressjax.json").read_text())["arrays"]
+    records = json.loads((tmp_path / "m" / "compressjax-tree.json").read_text())["arrays"]
     records[0]["crc32"] ^= 1
     rewrite_manifest(tmp_path / "m", arrays=records)
     with pytest.raises(ValueError, match=r"/m: .*array 'blocks/w/codes' is damaged"):

@@ -1,0 +1,104 @@
+"""Softmax attention with grouped heads, masks and an optional past, as pure functions.
+
+Letters: B batch, T new positions, S past slots, H query heads, K key heads, G = H / K, d head width.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Finite, so that a row with nothing to see (left padding) gives a uniform average and no NaN.
+_UNSEEN = -1e30
+
+
+class Past(NamedTuple):
+    """Keys and values computed earlier, and which of them each new position sees.
+
+    Attributes:
+      k, v: ``[B, S, K, d]``.
+      seen: bool ``[B, T or 1, S]``.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    seen: jax.Array
+
+
+def token_positions(mask: jax.Array) -> jax.Array:
+    """Numbers the real tokens of each row from 0: bool ``[B, T] -> int32 [B, T]``; padding before them gets 0."""
+    return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
+
+
+def causal_seen(length: int, mask: jax.Array | None = None, window: int | None = None) -> jax.Array:
+    """Which keys every query sees among ``length`` new positions: itself and earlier ones.
+
+    Args:
+      length: T.
+      mask: bool ``[B, T]``, the real tokens; padding is seen by no one.
+      window: number of last positions in sight, the query's own included; None for all.
+
+    Returns:
+      bool ``[B or 1, T, T]``, query by key.
+    """
+    query, key = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+    seen = key <= query
+    if window is not None:
+        seen &= query - key < window
+    return seen[None] if mask is None else seen[None] & mask[:, None, :]
+
+
+def past_seen(mask: jax.Array, start: jax.Array, length: int, window: int | None = None) -> jax.Array:
+    """Which past slots the new positions ``start .. start + length - 1`` see.
+
+    Args:
+      mask: bool ``[B, S]``, slots that hold a real token, all before ``start``.
+      start: int scalar, slot of the first new position.
+      length: T.
+      window: as in `causal_seen`.
+
+    Returns:
+      bool ``[B, T or 1, S]``.
+    """
+    if window is None:
+        return mask[:, None, :]
+    query, slot = start + jnp.arange(length)[:, None], jnp.arange(mask.shape[1])[None, :]
+    return (query - slot < window)[None] & mask[:, None, :]
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, past: Past | None = None) -> jax.Array:
+    """``softmax(q kᵀ / sqrt(d)) v`` with scores and softmax in float32.
+
+    A past is never joined to the new keys, which would copy it: its scores are, and they are small.
+
+    Args:
+      q: ``[B, T, H, d]``.
+      k, v: ``[B, T, K, d]``; K divides H, and query head ``h`` reads key head ``h // G``.
+      seen: bool ``[B or 1, T, T]`` or ``[B or 1, 1, T]``, query by key, new positions only.
+      past: earlier keys and values.
+
+    Returns:
+      ``[B, T, H * d]`` in the dtype of ``q``.
+    """
+    b, t, heads, width = q.shape
+    grouped = q.reshape(b, t, k.shape[2], heads // k.shape[2], width)
+    scores = _scores(grouped, k, seen)
+    if past is not None:
+        scores = jnp.concatenate([_scores(grouped, past.k, past.seen), scores], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    if past is None:
+        context = _average(weights, v)
+    else:
+        slots = past.k.shape[1]
+        context = _average(weights[..., :slots], past.v) + _average(weights[..., slots:], v)
+    return context.reshape(b, t, heads * width).astype(q.dtype)
+
+
+def _scores(q_btkgd: jax.Array, k_bskd: jax.Array, seen: jax.Array) -> jax.Array:
+    scale = q_btkgd.shape[-1] ** -0.5
+    scores = jnp.einsum("btkgd,bskd->bkgts", q_btkgd, k_bskd.astype(q_btkgd.dtype), preferred_element_type=jnp.float32)
+    return jnp.where(seen[:, None, None], scores * scale, _UNSEEN)
+
+
+def _average(weights: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.einsum("bkgts,bskd->btkgd", weights, v.astype(weights.dtype), preferred_element_type=jnp.float32)
