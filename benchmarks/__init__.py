@@ -1,0 +1,1 @@
+"""Measurements behind every figure of the documentation; results are committed under ``results/``."""

@@ -1,0 +1,1 @@
+"""The same model, calibration and test text through other people's GPTQ."""

@@ -1,0 +1,1 @@
+"""Seconds, memory and perplexity of compressing a real language model, by method and bits."""

@@ -1,0 +1,32 @@
+"""Perplexity, time and memory as a picture."""
+
+from pathlib import Path
+
+from benchmarks.style import COLOURS, plotting
+
+
+def plot(result: dict, path: Path) -> None:
+    """Draws a result of ``python -m benchmarks.quantize``."""
+    rows = [row for row in result["rows"] if row["method"] in COLOURS]
+    reference = [row["perplexity"] for row in result["rows"] if row["method"] == "float32"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    with plotting() as plt:
+        figure, (quality, cost) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(3, 2))
+        for method in methods:
+            own = sorted((row["bits_per_weight"], row["perplexity"]) for row in rows if row["method"] == method)
+            quality.plot(*zip(*own, strict=True), "-o", markersize=5, color=COLOURS[method], label=method)
+        if reference:
+            quality.axhline(reference[0], color="black", linewidth=1, linestyle=":")
+            quality.annotate("float32", (1, reference[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+        quality.set(yscale="log", xlabel="true bits per weight", ylabel="perplexity", title="Quality by size")
+        quality.legend()
+        bars = [row for row in rows if ", 3 bits" in row["name"]]
+        names = [row["method"] for row in bars]
+        cost.barh(names, [row["cpu_seconds"] for row in bars], color=[COLOURS[name] for name in names])
+        for place, row in enumerate(bars):
+            cost.annotate(f" {row['peak_mb'] / 1000:.2f} GB peak", (row["cpu_seconds"], place), va="center", fontsize=9)
+        cost.margins(x=0.35)
+        cost.invert_yaxis()
+        cost.grid(axis="y", visible=False)
+        cost.set(xlabel="CPU seconds, compilation included", title="Cost at 3 bits")
+        figure.savefig(path)

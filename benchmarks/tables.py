@@ -1,0 +1,209 @@
+"""``python -m benchmarks.tables [--check]``: committed results as tables in README.md and docs.
+
+A section between ``<!-- results:NAME -->`` and ``<!-- /results -->`` is written by the function of that name, so no
+figure of the documentation is typed by hand.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from benchmarks.provenance import RESULTS, read_result
+from compressjax.catalogue import FAMILIES, METHODS, measured
+
+ROOT = Path(__file__).resolve().parents[1]
+_SECTION = re.compile(r"(<!-- results:(?P<name>[a-z0-9-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]], align: str) -> str:
+    """A table; ``align`` has one letter per column, l or r."""
+    rule = ["---:" if side == "r" else "---" for side in align]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (list(header), rule, *rows))
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Four significant digits, or a dash."""
+    if value is None:
+        return "-"
+    text = f"{value:.4g}" if abs(value) < 1e5 else f"{value:.2e}"
+    return f"{text} {unit}".strip()
+
+
+def _source(result: dict) -> str:
+    machine = result["machine"]
+    found = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return (
+        f"Measured {result['date']} by `{result['command']}` on {machine['cores']} cores of {machine['cpu']} ({found})."
+    )
+
+
+def _missing(command: str) -> str:
+    return f"Not measured yet; `{command}` does."
+
+
+def methods(results: Path) -> str:
+    """The catalogue."""
+    parts = []
+    for family, about in FAMILIES.items():
+        rows = []
+        for entry in (entry for entry in METHODS if entry.family == family):
+            row = measured(entry, results)
+            figure = "" if row is None else f"{row['name']}: {number(row['ours'], row['unit'])}"
+            name = f"`{entry.slug}`" if entry.state == "planned" else f"**`{entry.slug}`**"
+            paper = f"[{entry.paper}]({entry.url})"
+            rows.append((name, f"{entry.name}: {entry.about}", paper, entry.verb, entry.state, figure))
+        header = ("method", "what it is", "paper", "called by", "state", "measured here")
+        parts.append(f"### {family}: {about}\n\n{markdown(header, rows, 'llllll')}")
+    done = sum(entry.state == "done" for entry in METHODS)
+    return f"{done} of {len(METHODS)} systems are done.\n\n" + "\n\n".join(parts)
+
+
+def claims_gptq(results: Path) -> str:
+    """Asserted rows of the GPTQ claim, with its verdict."""
+    claim = read_result(results / "claims_gptq.json")
+    if claim is None:
+        return _missing("python -m benchmarks.claims gptq")
+    rows = [
+        (
+            row["name"],
+            number(row["baseline"] * row["limit"], row["unit"]),
+            number(row["ours"], row["unit"]),
+            number(row["bits"]),
+            "yes" if row["holds"] else "**no**",
+        )
+        for row in claim["rows"]
+        if row["kind"] == "asserted"
+    ]
+    verdict = {True: "The claim holds.", False: "**The claim does not hold.**", None: "The run was not finished."}
+    table = markdown(("what is asserted", "must stay under", "measured", "bits per weight", "holds"), rows, "lrrrl")
+    return f"{claim['claim']}. {verdict[claim['holds']]}\n\n{table}\n\n{_source(claim)}"
+
+
+def gptq_order(results: Path) -> str:
+    """Relative output error of every option."""
+    claim = read_result(results / "claims_gptq.json")
+    values: dict[str, dict[str, float]] = {}
+    for row in [] if claim is None else claim["rows"]:
+        if row["name"].startswith("output error | "):
+            _, option, scope = row["name"].split(" | ")
+            values.setdefault(option, {})[scope] = row["ours"]
+    if claim is None or not values:
+        return _missing("python -m benchmarks.claims gptq --part order")
+    scopes = list(dict.fromkeys(scope for line in values.values() for scope in line))
+    rows = [(option, *(number(line.get(scope)) for scope in scopes)) for option, line in values.items()]
+    return markdown(("option", *scopes), rows, "l" + "r" * len(scopes)) + f"\n\n{_source(claim)}"
+
+
+def wikitext2(results: Path) -> str:
+    """Perplexity on the WikiText-2 protocol, with the figures of others."""
+    claim = read_result(results / "claims_gptq.json")
+    found = [] if claim is None else [row for row in claim["rows"] if row["part"] in ("wikitext2", "more-data")]
+    if claim is None or not any(row["ours"] is not None for row in found):
+        return _missing("python -m benchmarks.claims gptq --part wikitext2")
+    rows = [
+        (
+            row["name"].removeprefix("WikiText-2 perplexity, "),
+            row["kind"].replace("_", " "),
+            f"{number(row['baseline'])} at {number(row['baseline_bits'])}" if row["baseline"] is not None else "-",
+            f"{number(row['ours'])} at {number(row['bits'])}" if row["ours"] is not None else "-",
+            row["why"],
+        )
+        for row in found
+    ]
+    header = ("row", "kind", "baseline, perplexity at bits", "ours, perplexity at bits", "note")
+    return markdown(header, rows, "llrrl") + f"\n\n{_source(claim)}"
+
+
+def quantize(results: Path) -> str:
+    """Perplexity, seconds and memory by method and bits."""
+    result = read_result(results / "quantize.json")
+    if result is None:
+        return _missing("python -m benchmarks.quantize")
+    rows = [
+        (
+            row["name"],
+            number(row["bits_per_weight"]),
+            number(row["perplexity"]),
+            f"{row['cpu_seconds']:.0f}",
+            f"{row['peak_mb']:.0f}",
+        )
+        for row in result["rows"]
+    ]
+    speed = result["speed"]
+    note = (
+        f"Calibration passes run at {speed['ratio']:.2f} of the FLOP/s of a plain jitted forward pass "
+        f"({speed['calibration_gflops']:.0f} and {speed['plain_gflops']:.0f} GFLOP/s)."
+    )
+    table = markdown(("method", "bits per weight", "perplexity", "CPU s", "peak MB"), rows, "lrrrr")
+    return f"{result['setting']}.\n\n{table}\n\n{note}\n\n{_source(result)}"
+
+
+def trace(results: Path) -> str:
+    """How trace and compile time of compressed models relate to those of dense ones."""
+    result = read_result(results / "trace.json")
+    if result is None:
+        return _missing("python -m benchmarks.trace")
+    rows = [(name, f"{value:.2f}") for name, value in result["ratios"].items()]
+    return f"{result['setting']}.\n\n{markdown(('ratio', 'value'), rows, 'lr')}\n\n{_source(result)}"
+
+
+SECTIONS: Mapping[str, Callable[[Path], str]] = MappingProxyType(
+    {
+        "methods": methods,
+        "claims-gptq": claims_gptq,
+        "gptq-order": gptq_order,
+        "wikitext2": wikitext2,
+        "quantize": quantize,
+        "trace": trace,
+    }
+)
+"""What can stand between markers."""
+
+
+def render(text: str, results: Path) -> str:
+    """``text`` with every marked section written anew.
+
+    Raises:
+      ValueError: a marker of an unknown name, or one that is never closed.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        if match["name"] not in SECTIONS:
+            raise ValueError(f"no results called {match['name']!r}; there are {', '.join(SECTIONS)}")
+        return f"{match[1]}{SECTIONS[match['name']](results)}\n{match[3]}"
+
+    opened, closed = text.count("<!-- results:"), len(_SECTION.findall(text))
+    if opened != closed:
+        raise ValueError(f"{opened} sections are opened by a marker and {closed} are closed")
+    return _SECTION.sub(fill, text)
+
+
+def documents(root: Path = ROOT) -> list[Path]:
+    """README.md and the pages of docs."""
+    return [path for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if path.is_file()]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the sections; with ``--check`` only says which are out of date, and ends with 1 if any is."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description="Results into the documentation.")
+    parser.add_argument("--check", action="store_true", help="write nothing, end with 1 if something would change")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of results")
+    args = parser.parse_args(arguments)
+    stale = []
+    for path in documents():
+        before = path.read_text(encoding="utf-8")
+        after = render(before, args.results)
+        if after != before:
+            stale.append(path)
+            if not args.check:
+                path.write_text(after, encoding="utf-8")
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} {'is out of date' if args.check else 'written'}")
+    return int(args.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

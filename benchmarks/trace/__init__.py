@@ -1,0 +1,1 @@
+"""Trace and compile time by width and depth."""

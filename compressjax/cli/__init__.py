@@ -1,0 +1,1 @@
+"""The command ``compressjax``. Nothing here imports jax before a command is known and its flags are right."""

@@ -1,0 +1,84 @@
+"""The methods ``--method`` knows, and rules by path written on one line.
+
+A method is one line in the table: its config becomes flags by itself.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "gptq": "compressjax.quantization:GPTQ",
+        "rtn": "compressjax.quantization:RTN",
+    }
+)
+"""Name on the command line -> "module:config". Named and not imported, for a config pulls in jax."""
+
+
+def config_class(name: str) -> type:
+    """The config of a method.
+
+    Raises:
+      ValueError: no such method.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def parse_rules(lines: Iterable[str]) -> dict[str, Any]:
+    """Rules by path from the form ``pattern=method:field=value,field=value``; ``pattern=none`` leaves weights alone.
+
+    Args:
+      lines: rules in order; the first that matches a weight wins.
+
+    Returns:
+      pattern -> config or None, as the verbs take them.
+
+    Raises:
+      ValueError: a malformed rule, an unknown method or field, a value the field cannot take, or a pattern given twice.
+
+    Example:
+      >>> parse_rules(["**/mlp/*=rtn:bits=3,group=64", "blocks/attn/o=none"])["**/mlp/*"].bits
+      3
+    """
+    rules: dict[str, Any] = {}
+    for line in lines:
+        pattern, equals, method = line.partition("=")
+        if not (pattern and equals and method):
+            raise ValueError(f"a rule reads pattern=method:field=value,..., got {line!r}")
+        if pattern in rules:
+            raise ValueError(f"the rule for {pattern!r} is given twice")
+        rules[pattern] = _config(method, line)
+    return rules
+
+
+def _config(text: str, line: str) -> Any:
+    name, _, settings = text.partition(":")
+    if name == "none" and not settings:
+        return None
+    cls = config_class(name)
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    values = {}
+    for setting in filter(None, settings.split(",")):
+        field, equals, value = setting.partition("=")
+        if not equals or field not in defaults:
+            raise ValueError(f"rule {line!r}: {setting!r} is not field=value of {name}; fields: {', '.join(defaults)}")
+        values[field] = _value(value, defaults[field], f"rule {line!r}: {field}")
+    return cls(**values)
+
+
+def _value(text: str, default: Any, where: str) -> Any:
+    """``text`` as the type that the field's default has."""
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{where} must be true or false, got {text!r}")
+        return text.lower() == "true"
+    try:
+        return type(default)(text)
+    except ValueError:
+        raise ValueError(f"{where} must be of type {type(default).__name__}, got {text!r}") from None

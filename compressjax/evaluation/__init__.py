@@ -1,0 +1,1 @@
+"""Evaluation: perplexity, divergence from the original, zero-shot questions."""

@@ -1,0 +1,111 @@
+"""What every compression method must do, whatever it does inside."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from compressjax.driver import compress_group, leaf_rule, statistic_for
+from compressjax.leaf import is_leaf
+from compressjax.ops import dense, logical_shape, nbits, size
+from compressjax.quantization import quantize, quantize_with_info
+
+from .rows import METHODS, small_problem
+
+pytestmark = pytest.mark.parametrize("row", METHODS, ids=lambda r: repr(r.cfg)[:80])
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def one(w, stats, *, cfg):
+    return leaf_rule(w, cfg, stats, None)
+
+
+def same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def shrunk(cfg):
+    """The same method with groups that fit the small problem."""
+    return dataclasses.replace(cfg, group=min(cfg.group, 32))
+
+
+def test_gives_a_leaf_of_the_same_shape_and_says_its_error(row):
+    w, stats = small_problem()
+    leaf, info = one(w, stats, cfg=shrunk(row.cfg))
+    assert is_leaf(leaf) and logical_shape(leaf) == w.shape
+    miss = w - dense(leaf)
+    np.testing.assert_allclose(info.error, jnp.sum(miss * (stats.xtx @ miss)), rtol=2e-3)
+    assert nbits(leaf) / size(leaf) < 16
+
+
+def test_stacked_layers_are_as_if_alone(row):
+    problems = [small_problem(seed) for seed in range(3)]
+    cfg = shrunk(row.cfg)
+    params = {"layers": {"kernel": jnp.stack([w for w, _ in problems])}}
+    stats = {"layers/kernel": jax.tree.map(lambda *a: jnp.stack(a), *(s for _, s in problems))}
+    stacked = quantize(params, cfg, stats=stats)["layers"]["kernel"]
+    for i, (w, s) in enumerate(problems):
+        same(jax.tree.map(lambda a, i=i: a[i], stacked), one(w, s, cfg=cfg)[0])
+
+
+def test_no_second_trace_and_deterministic(row):
+    cfg = shrunk(row.cfg)
+    traces = []
+
+    @jax.jit
+    def f(w, stats):
+        traces.append(1)
+        return compress_group((w,), cfg, stats)[0][0]
+
+    first = f(*small_problem(0))
+    f(*small_problem(1))
+    same(first, f(*small_problem(0)))
+    assert len(traces) == 1
+
+
+def test_says_what_statistics_it_needs(row):
+    w, _ = small_problem()
+    if statistic_for(row.cfg) is None:
+        assert is_leaf(quantize({"kernel": w}, row.cfg)["kernel"])
+    else:
+        with pytest.raises(ValueError, match=f"{type(row.cfg).__name__} needs .* statistics of a/kernel"):
+            quantize({"a": {"kernel": w}}, row.cfg)
+
+
+def test_refuses_what_is_not_finite(row):
+    w, stats = small_problem()
+    with pytest.raises(ValueError, match="weight of a/kernel has NaN or infinite"):
+        quantize({"a": {"kernel": w.at[3, 3].set(jnp.nan)}}, row.cfg, stats={"a/kernel": stats})
+
+
+def test_refuses_statistics_of_another_width(row):
+    w, stats = small_problem()
+    with pytest.raises(ValueError, match="statistics of a/kernel are for 64 inputs, the weight has 60"):
+        quantize({"a": {"kernel": w[:60]}}, row.cfg, stats={"a/kernel": stats})
+
+
+def test_beats_its_baseline_at_no_more_bits_on_a_real_weight(row, real_layer):
+    w, seen, unseen = real_layer
+    leaf, _ = one(w, seen, cfg=row.cfg)
+    assert nbits(leaf) / size(leaf) <= row.most_bits
+    if row.baseline is None:
+        return
+    other, _ = one(w, seen, cfg=row.baseline)
+
+    def error(q, h):
+        miss = w - dense(q)
+        return float(jnp.sum(miss * (h @ miss)))
+
+    assert error(leaf, unseen.xtx) < error(other, unseen.xtx)
+
+
+def test_reports_by_path(row):
+    w, stats = small_problem()
+    params = {"a": {"kernel": w, "bias": jnp.zeros(32)}}
+    new, infos = quantize_with_info(params, shrunk(row.cfg), stats={"a/kernel": stats})
+    assert set(infos) == {"a/kernel"}
+    assert new["a"]["bias"] is params["a"]["bias"]
