@@ -5,7 +5,7 @@ The verbs are here; methods (``quantization.GPTQ``), models, checkpoints, data a
 
 from compressjax._version import __version__
 from compressjax.calibration import calibrate
-from compressjax.ops import dense, nbits
+from compressjax.ops import dense, matmul, nbits
 from compressjax.quantization import quantize
 
-__all__ = ["__version__", "calibrate", "dense", "nbits", "quantize"]
+__all__ = ["__version__", "calibrate", "dense", "matmul", "nbits", "quantize"]

@@ -96,6 +96,11 @@ def show_summary(summary: CompressionSummary, method: str, screen: Screen) -> No
     screen.show(table)
     if summary.matrices and not all(map(is_plain, summary.matrices)):
         screen.show(_worst_table(summary))
+    show_disappointing(summary, screen)
+
+
+def show_disappointing(summary: CompressionSummary, screen: Screen) -> None:
+    """Prints the name of every matrix that is no better than plain rounding."""
     named = disappointing(summary)
     if named:
         screen.show(

@@ -12,7 +12,7 @@ from rich.table import Table
 from compressjax.checkpoint import load_model, open_model
 from compressjax.checkpoint.native_shard import write_whole
 from compressjax.cli.arguments import Quickstart
-from compressjax.cli.compress import source_name
+from compressjax.cli.compress import show_disappointing, source_name
 from compressjax.cli.evaluate import number, perplexity_text
 from compressjax.cli.originals import load_source
 from compressjax.cli.samples import draw_samples
@@ -75,6 +75,7 @@ def run(args: Quickstart, screen: Screen) -> None:
     # What a 16-bit checkpoint takes is what people download; the weights in memory here are 32-bit.
     sizes[0] = summary.dense_bytes_16bit
     _show(qualities, dict(bits), sizes, samples, args.prompt, screen)
+    show_disappointing(summary, screen)
     screen.show(f"Model: {folder}", f"Report: {page}", f"{seconds:.0f} seconds")
     screen.finish(
         {

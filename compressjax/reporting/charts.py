@@ -72,6 +72,14 @@ def bits_chart(grid: Grid) -> str:
     return _svg(height, parts, "Bits per weight by block")
 
 
+def faintest(values: Sequence[float]) -> float:
+    """The value that a logarithmic heat map draws faintest, with all below it: the 5th percentile.
+
+    A single matrix with next to no error would otherwise leave the others no contrast.
+    """
+    return sorted(values)[len(values) // 20]
+
+
 def heat_map(grid: Grid, read: Callable[[MatrixRow], float], *, kind: str, label: str, logarithmic: bool) -> str:
     """A cell per matrix, block by kind; the stronger the colour, the larger the value.
 
@@ -87,7 +95,7 @@ def heat_map(grid: Grid, read: Callable[[MatrixRow], float], *, kind: str, label
     values = [v for row in grid.cells.values() if (v := read(row)) > 0]
     if not values:
         return ""
-    low, high = math.log(min(values)), math.log(max(values))
+    low, high = math.log(faintest(values)), math.log(max(values))
     x, width = _places(grid), _step(grid)
     parts = []
     for line, name in enumerate(grid.kinds):
@@ -102,7 +110,9 @@ def heat_map(grid: Grid, read: Callable[[MatrixRow], float], *, kind: str, label
                 style, tip = 'class="bad"', f"{row.path}: {label} {value:.3g}"
             else:
                 level = (
-                    (math.log(max(value, min(values))) - low) / (high - low) if logarithmic and high > low else value
+                    (math.log(max(value, faintest(values))) - low) / (high - low)
+                    if logarithmic and high > low
+                    else value
                 )
                 style = f'class="{kind}" fill-opacity="{0.07 + 0.93 * min(max(level, 0.0), 1.0):.3f}"'
                 tip = f"{row.path}: {label} {value:.3g}"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from compressjax.reporting.by_block import lay_out
-from compressjax.reporting.charts import bits_chart, error_chart, heat_map
+from compressjax.reporting.charts import bits_chart, error_chart, faintest, heat_map
 from compressjax.reporting.content import ReportContent, method_name
 from compressjax.reporting.verdicts import disappointing, is_plain, mean_errors, worst
 
@@ -91,7 +91,7 @@ def sensitivity(content: ReportContent) -> str:
     if not values:
         return ""
     first = heat_map(grid, lambda row: row.error, kind="cell", label="relative error", logarithmic=True)
-    spread = f"from {min(values):.2g} (faint) to {max(values):.2g} (strong), logarithmic"
+    spread = f"from {faintest(values):.2g} or less (faint) to {max(values):.2g} (strong), logarithmic"
     body = f"<h3>Relative output error</h3>{_legend([('method', spread)])}{first}"
     if not all(map(is_plain, content.summary.matrices)):
         share = heat_map(

@@ -75,6 +75,6 @@ def test_start_block_sees_updated_rows(problem):
 def test_trace_does_not_grow_with_width():
     def equations(width):
         jaxpr = jax.make_jaxpr(lambda w, u: sweep(w, u, nearest, block=16))(jnp.ones((width, 4)), jnp.eye(width))
-        return str(jaxpr).count("\n")
+        return str(jaxpr).count(" = ")
 
     assert equations(64) == equations(256)

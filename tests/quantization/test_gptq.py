@@ -54,7 +54,7 @@ def test_reported_error_is_the_leafs_and_beats_rounding(cfg):
     assert float(jnp.sum((w - dense(leaf)) ** 2)) > float(jnp.sum((w - dense(plain)) ** 2)) or cfg.levels != "uniform"
 
 
-@pytest.mark.parametrize("block", [1, 8, 128])
+@pytest.mark.parametrize("block", [1, 128])
 @pytest.mark.parametrize("order", ["none", "act", "group_aware"])
 @pytest.mark.parametrize("asymmetric", ["none", "gptaq"])
 def test_independent_of_block(block, order, asymmetric):
@@ -170,7 +170,7 @@ def test_weights_that_share_an_input_are_as_if_alone():
 def test_target_minimises_the_asymmetric_error_before_rounding():
     """At 8 bits rounding is negligible and the result must be the least-squares solution onto the original output."""
     stats, x_q = correlated(24, tokens=300)
-    x_fp = x_q + 0.3 * jax.random.normal(jax.random.key(1), x_q.shape)
+    x_fp = x_q + 1.0 * jax.random.normal(jax.random.key(1), x_q.shape)
     w = weight(24, 6)
     stats = dataclasses.replace(stats, dxxt=(x_fp - x_q).T @ x_q)
     cfg = GPTQ(bits=8, group=8, asymmetric="target", alpha=1.0, damp=1e-6)
@@ -257,7 +257,7 @@ def test_trace_does_not_grow_with_width():
             count=jax.ShapeDtypeStruct((), jnp.float32), xtx=jax.ShapeDtypeStruct((width, width), jnp.float32)
         )
         w = jax.ShapeDtypeStruct((width, 16), jnp.float32)
-        return str(jax.make_jaxpr(lambda w, s: gptq(w, s, GPTQ(bits=3, group=16)))(w, stats)).count("\n")
+        return str(jax.make_jaxpr(lambda w, s: gptq(w, s, GPTQ(bits=3, group=16)))(w, stats)).count(" = ")
 
     assert lines(64) == lines(256)
 

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from compressjax.reporting.by_block import lay_out
-from compressjax.reporting.charts import bits_chart, error_chart, heat_map, log_ticks
+from compressjax.reporting.charts import bits_chart, error_chart, faintest, heat_map, log_ticks
 
 
 def numbers(svg: str, pattern: str) -> list[float]:
@@ -58,3 +58,7 @@ def test_shares_over_one_are_marked_and_missing_matrices_empty(rows):
 def test_ticks_are_few_and_inside(low, high):
     ticks = log_ticks(low, high)
     assert len(ticks) <= 16 and all(10**low <= tick * (1 + 1e-9) and tick <= 10**high * (1 + 1e-9) for tick in ticks)
+
+
+def test_a_lone_tiny_value_does_not_set_the_scale():
+    assert faintest([1e-9, *range(1, 40)]) == 2 and faintest([3.0]) == 3.0

