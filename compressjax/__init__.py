@@ -3,9 +3,33 @@
 The verbs are here; methods (``quantization.GPTQ``), models, checkpoints, data and evaluation are reached by module.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from compressjax._version import __version__
-from compressjax.calibration import calibrate
-from compressjax.ops import dense, matmul, nbits
-from compressjax.quantization import quantize
+
+if TYPE_CHECKING:
+    from compressjax.calibration import calibrate
+    from compressjax.ops import dense, matmul, nbits
+    from compressjax.quantization import quantize
 
 __all__ = ["__version__", "calibrate", "dense", "matmul", "nbits", "quantize"]
+
+# Looked up at first use, so that the command line answers --help without waiting for jax.
+_VERBS = {
+    "calibrate": "compressjax.calibration",
+    "dense": "compressjax.ops",
+    "matmul": "compressjax.ops",
+    "nbits": "compressjax.ops",
+    "quantize": "compressjax.quantization",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _VERBS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_VERBS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

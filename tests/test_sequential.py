@@ -1,6 +1,7 @@
 """Block by block equals doing it by hand, with inputs from the compressed prefix."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,11 @@ def compressed(model):
     return quantize_blockwise(LlamaBlocks(CFG), *model, METHOD, batch=2)
 
 
+@functools.partial(jax.jit, static_argnames="method")
+def quantised(w, record, *, method):
+    return gptq(w, record, method)[0]
+
+
 def by_hand(params, tokens, method, mask=None):
     """Eager, weight by weight, each with a Hessian from a fresh run of everything before it."""
     model = LlamaBlocks(CFG)
@@ -66,7 +72,7 @@ def by_hand(params, tokens, method, mask=None):
                 drift = jnp.where(mask.reshape(-1)[:, None], drift, 0)
             record = dataclasses.replace(record, dxxt=drift.T @ flat)
             found = weights(block)
-            new = {p: gptq(found[p], record, method)[0] for p in model.stages[number].weights}
+            new = {p: quantised(found[p], record, method=method) for p in model.stages[number].weights}
             block = replace(block, new)
         done.append(block)
         for state, b in ((x, block), (original, raw)):

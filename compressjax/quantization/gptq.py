@@ -21,7 +21,7 @@ from compressjax.numerics.sweep import sweep
 from compressjax.quantization import gptq_grid
 from compressjax.quantization.gptq_config import GPTQ
 from compressjax.quantization.gptq_order import visiting_order
-from compressjax.quantization.rtn import RTN, affine_from_grid, round_groups
+from compressjax.quantization.rtn import RTN, affine_from_grid, dense_weight, round_groups
 
 
 class _Plan(NamedTuple):
@@ -209,10 +209,11 @@ def gptq_shared(ws: tuple[jax.Array, ...], stats: Record, cfg: GPTQ) -> tuple[tu
     Raises:
       ValueError: when the statistics lack what the options need or do not fit the weights.
     """
+    dense = [dense_weight(w, cfg) for w in ws]
     plan = _plan(stats, cfg)
     if any(w.shape[0] != plan.h.shape[0] for w in ws):
         raise ValueError(f"Hessian is for {plan.h.shape[0]} inputs, weights have {[w.shape[0] for w in ws]}")
-    original = jnp.concatenate([w.astype(jnp.float32) for w in ws], axis=1)
+    original = jnp.concatenate(dense, axis=1)
     w = jnp.where(plan.dead[:, None], 0, original)
     if cfg.asymmetric == "target":
         w = _move_to_target(w, stats.dxxt, plan, cfg.alpha)

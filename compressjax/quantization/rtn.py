@@ -60,6 +60,20 @@ def check_grid_fields(cfg: Any) -> None:
         )
 
 
+def dense_weight(w: Any, cfg: Any) -> jax.Array:
+    """``w`` in float32.
+
+    Raises:
+      TypeError: when it is compressed already.
+    """
+    if not isinstance(w, jax.Array):
+        raise TypeError(
+            f"{type(cfg).__name__} quantises dense weights, got a {type(w).__name__} leaf; materialise it with dense(), "
+            "or leave it alone by a rule"
+        )
+    return w.astype(jnp.float32)
+
+
 def fit_grid(w: jax.Array, cfg: Any, weight: jax.Array | None = None) -> grids.Grid:
     """The grid that a config asks for, over the second-last axis of ``w``."""
     if cfg.grid == "minmax":
@@ -118,7 +132,7 @@ def rtn(w: jax.Array, cfg: RTN) -> Affine:
     >>> dense(leaf)[:, 0].tolist()
     [0.0, 1.0, 2.0, 3.0]
     """
-    w = w.astype(jnp.float32)
+    w = dense_weight(w, cfg)
     group = w.shape[0] if cfg.group == -1 else min(cfg.group, w.shape[0])
     codes, _, grid = round_groups(w, group, cfg)
     return affine_from_grid(codes, grid, group, cfg)
@@ -133,7 +147,7 @@ def output_errors(w: jax.Array, rounded: jax.Array, plain: jax.Array, h: jax.Arr
 
 @leaf_rule.register(RTN)
 def _(w, cfg, stats: Record | None, key):
-    w = w.astype(jnp.float32)
+    w = dense_weight(w, cfg)
     group = w.shape[0] if cfg.group == -1 else min(cfg.group, w.shape[0])
     codes, rounded, grid = round_groups(w, group, cfg)
     plain = rounded if cfg.grid == "minmax" else round_groups(w, group, dataclasses.replace(cfg, grid="minmax"))[1]

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from compressjax.numerics import bitpack
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     bits=st.integers(1, 8),
-    rows=st.integers(1, 300),
-    cols=st.integers(1, 4),
+    rows=st.sampled_from([1, 31, 32, 64, 100, 257]),
+    cols=st.sampled_from([1, 3]),
     seed=st.integers(0, 9),
 )
 def test_round_trip_and_single_rows(bits, rows, cols, seed):
