@@ -71,7 +71,7 @@ class Method:
 
 
 def _read() -> tuple[Method, ...]:
-    text = files(__package__).joinpath("catalogue.toml").read_text(encoding="utf-8")
+    text = files("compressjax").joinpath("catalogue.toml").read_text(encoding="utf-8")
     return tuple(Method(**fields) for fields in tomllib.loads(text)["method"])
 
 

@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         print(json.dumps(claim, ensure_ascii=False), flush=True)
         print(table(claim), file=sys.stderr)
-        if not claim["holds"]:
+        # A quick setting shows that the code runs; what its rows say is no verdict.
+        if not claim["holds"] and not args.quick:
             failed.append(slug)
     if failed:
         print(f"does not hold: {', '.join(failed)}", file=sys.stderr)
@@ -62,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def table(claim: dict) -> str:
     """A claim as lines of text."""
-    lines = [f"{claim['method']}: {'holds' if claim['holds'] else 'DOES NOT HOLD'} ({claim['seconds']:.0f} s)"]
+    verdict = "holds" if claim["holds"] else "DOES NOT HOLD"
+    lines = [f"{claim['method']}: {verdict} ({claim['seconds']:.0f} s)"]
     for row in claim["rows"]:
         mark = {True: "ok", False: "FAIL", None: "--"}[row.get("holds")]
         cells = [f"  {mark:4} {row['name']:58}"]

@@ -17,8 +17,10 @@ def plot(result: dict, path: Path) -> None:
             quality.plot(*zip(*own, strict=True), "-o", markersize=5, color=COLOURS[method], label=method)
         if reference:
             quality.axhline(reference[0], color="black", linewidth=1, linestyle=":")
-            quality.annotate("float32", (1, reference[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+            quality.annotate("float32", (0.01, reference[0]), xycoords=("axes fraction", "data"), va="bottom")
         quality.set(yscale="log", xlabel="true bits per weight", ylabel="perplexity", title="Quality by size")
+        for ticks in (quality.yaxis.set_major_formatter, quality.yaxis.set_minor_formatter):
+            ticks(lambda value, _: f"{value:g}")
         quality.legend()
         bars = [row for row in rows if ", 3 bits" in row["name"]]
         names = [row["method"] for row in bars]

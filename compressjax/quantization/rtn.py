@@ -68,8 +68,8 @@ def dense_weight(w: Any, cfg: Any) -> jax.Array:
     """
     if not isinstance(w, jax.Array):
         raise TypeError(
-            f"{type(cfg).__name__} quantises dense weights, got a {type(w).__name__} leaf; materialise it with dense(), "
-            "or leave it alone by a rule"
+            f"{type(cfg).__name__} quantises dense weights, got a {type(w).__name__} leaf; materialise it with "
+            "dense(), or leave it alone by a rule"
         )
     return w.astype(jnp.float32)
 

@@ -30,6 +30,7 @@ def test_more_bits_than_the_baseline_are_not_fair():
     assert asserted("a", baseline=2, ours=1, bits=3.0, baseline_bits=3.0)["holds"]
     assert not asserted("a", baseline=2, ours=1, bits=3.1, baseline_bits=3.0)["holds"]
     assert asserted("a", baseline=2, ours=1, bits=3.1)["holds"]
+    assert asserted("a", baseline=2, ours=1, bits=3.1, baseline_bits=3.0, equal_bits=False)["holds"]
 
 
 def test_a_row_that_is_not_asserted_says_why():
@@ -112,6 +113,13 @@ def test_the_command_ends_with_1_where_a_claim_does_not_hold(monkeypatch, tmp_pa
     line, *more = capsys.readouterr().out.splitlines()
     assert more == []
     assert json.loads(line)["method"] == "toy"
+
+
+def test_the_command_gives_no_verdict_on_a_quick_run(monkeypatch, tmp_path):
+    script = claim_script({"one": lambda quick: [asserted("a", baseline=2.0, ours=3.0)]})
+    monkeypatch.setattr(command, "slugs", lambda: ["toy"])
+    monkeypatch.setattr(command, "script", lambda slug: script)
+    assert command.main(["--quick", "--results", str(tmp_path)]) == 0
 
 
 def test_the_command_lists_real_scripts(capsys):
