@@ -18,7 +18,7 @@ from compressjax.driver import MatrixInfo
 from compressjax.evaluation.logits import LinenLogits
 from compressjax.evaluation.perplexity import perplexity
 from compressjax.models import Llama, LlamaBlocks, LlamaConfig
-from compressjax.ops import nbits, size
+from compressjax.ops import dense, nbits, size
 from compressjax.select import is_matrix, weights
 from compressjax.sequential import quantize_blockwise
 
@@ -90,8 +90,8 @@ def bits_per_weight(params: dict) -> float:
 
 
 def perplexity_of(bed: TestBed, params: dict, tokens: np.ndarray) -> float:
-    """Perplexity of windows ``[N, T]``, window by window."""
-    return perplexity(bed.logits, params, tokens).perplexity
+    """Perplexity of windows ``[N, T]``, window by window; the leaves are unpacked once, not at every window."""
+    return perplexity(bed.logits, dense(params), tokens).perplexity
 
 
 def blockwise(bed: TestBed, cfg: Any, tokens: np.ndarray, params: dict | None = None) -> dict:

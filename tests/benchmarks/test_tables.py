@@ -41,7 +41,7 @@ def test_claims_become_tables(tmp_path):
         {"part": "gap", **asserted("3 bits, group 64: perplexity gap", baseline=1.0, ours=0.5, limit=0.6, bits=3.3)},
         {"part": "order", **printed("output error | RTN | 2 matrices, seen", ours=0.03, why="value")},
         {"part": "order", **printed("output error | RTN | 2 matrices, unseen", ours=0.04, why="value")},
-        {"part": "wikitext2", **printed("WikiText-2 perplexity, float32", ours=23.69, why="reference", bits=32)},
+        {"part": "wikitext2-4", **printed("WikiText-2 perplexity, float32", ours=23.69, why="reference", bits=32)},
     ]
     claim = {"claim": "less is more", "rows": rows, "holds": True, **origin}
     write_result(tmp_path / "claims_gptq.json", claim)
