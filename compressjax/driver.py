@@ -72,6 +72,43 @@ def statistic_for(cfg: Any) -> Any:
     raise NotImplementedError("run by the rule of its argument's type")
 
 
+@verb(on="cfg")
+def wants_original(cfg: Any) -> bool:
+    """Whether a method also reads the uncompressed network's inputs; methods that never do need not register."""
+    raise NotImplementedError("run by the rule of its argument's type")
+
+
+class BlockInputs(NamedTuple):
+    """What a block reads, for rules that work on whole blocks.
+
+    Attributes:
+      run: ``(block_params, carry) -> hidden [B, T, D]`` of one chunk; hashable, so a static argument of jit.
+      now: ``{"x": [chunks, B, T, D], ("mask": bool [chunks, B, T])}`` behind the compressed blocks before this one.
+      original: the same behind the uncompressed ones, or None where no method asked for it.
+    """
+
+    run: Any
+    now: dict[str, jax.Array]
+    original: dict[str, jax.Array] | None
+
+
+@verb(on="cfg")
+def block_rule(block: Any, cfg: Any, dense_block: Any, inputs: BlockInputs, key: jax.Array | None) -> Any:
+    """Improves a block whose weights have all been compressed; registered by methods that tune block by block.
+
+    Args:
+      block: the block's params with compressed leaves in place.
+      cfg: the method.
+      dense_block: the block's params as they were.
+      inputs: what the block reads.
+      key: randomness, or None.
+
+    Returns:
+      The block's params in the same structure.
+    """
+    raise NotImplementedError("run by the rule of its argument's type")
+
+
 def compress_group(ws: tuple[Any, ...], cfg: Any, stats: Record | None, key: jax.Array | None = None):
     """Compresses weights that read the same input, together where the method can; pure, to be jitted by the caller."""
     if shared_rule.knows(cfg):

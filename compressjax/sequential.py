@@ -16,7 +16,16 @@ from jax.typing import ArrayLike
 
 from compressjax.calibration.records import Record, merge
 from compressjax.calibration.statistics import gram, measure
-from compressjax.driver import MatrixInfo, all_rules, check_input, compress_group_jit, statistic_for
+from compressjax.driver import (
+    BlockInputs,
+    MatrixInfo,
+    all_rules,
+    block_rule,
+    check_input,
+    compress_group_jit,
+    statistic_for,
+    wants_original,
+)
 from compressjax.models.blockwise import Blockwise
 from compressjax.select import replace, resolve, weights
 
@@ -79,6 +88,23 @@ def _finish(model, block, carry):
     return jax.lax.map(lambda c: model.finish(block, c), carry)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A whole block as one function of its params and carry."""
+
+    model: Blockwise
+
+    def __call__(self, block: Any, carry: dict) -> jax.Array:
+        for stage in self.model.stages:
+            _, carry = stage.advance(block, carry)
+        return self.model.finish(block, carry)
+
+
+@functools.partial(jax.jit, static_argnums=(0,))
+def _run_chunks(run, block, carry):
+    return jax.lax.map(lambda c: run(block, c), carry)
+
+
 class _Stream(NamedTuple):
     """A block's weights and the state of all chunks inside it, as one network (compressed or original) sees them."""
 
@@ -134,6 +160,7 @@ def compress_blocks(
     cfg: Any,
     *,
     rules: Mapping[str, Any] | None = None,
+    tuning: Any = None,
     finished: Callable[[int], Any] | None = None,
     key: jax.Array | None = None,
 ) -> Iterator[BlockResult]:
@@ -146,6 +173,8 @@ def compress_blocks(
       calibration: tokens in chunks, from :func:`in_chunks`.
       cfg: a method, or rules by path; paths are those of the whole tree ("blocks/attn/q/kernel").
       rules: rules that take precedence over ``cfg``.
+      tuning: a config with a ``block_rule``, run on every block once its weights are compressed, after the
+        ``block_rule`` of the methods themselves; None for none.
       finished: ``number -> params or None``: blocks that an earlier run has compressed. They are run, not compressed,
         and nothing is yielded for them.
       key: randomness for methods that use it.
@@ -162,7 +191,7 @@ def compress_blocks(
         old = None if finished is None else finished(index)
         dense_block = block(index)
         chosen = _methods(dense_block, cfg, rules)
-        if original_hidden is None and any(_wants_original(m) for m in chosen.values()):
+        if original_hidden is None and any(_wants_original(m) for m in (*chosen.values(), tuning)):
             if index:
                 raise ValueError("blocks must agree on whether they need the uncompressed network's inputs")
             original_hidden = jnp.copy(hidden)
@@ -190,7 +219,17 @@ def compress_blocks(
             leaves, stage_infos = _compress_stage(index, dense_block, todo, chosen, record, stage_key)
             now = now._replace(block=replace(now.block, leaves))
             infos.update(stage_infos)
-        hidden = _finish(model, now.block, now.carry)
+        tuners = [m for m in (*dict.fromkeys(chosen.values()), tuning) if block_rule.knows(m)] if old is None else []
+        for number, method in enumerate(tuners):
+            start = {"x": hidden, **masks}
+            ahead = None if original_hidden is None else {"x": original_hidden, **masks}
+            step_key = None if key is None else jax.random.fold_in(key, 2**31 + index * len(tuners) + number)
+            inputs = BlockInputs(_Run(model), start, ahead)
+            now = now._replace(block=block_rule(now.block, method, dense_block, inputs, step_key))
+        if tuners:
+            hidden = _run_chunks(_Run(model), now.block, {"x": hidden, **masks})
+        else:
+            hidden = _finish(model, now.block, now.carry)
         if original is not None:
             original_hidden = _finish(model, original.block, original.carry)
         if old is None:
@@ -204,7 +243,7 @@ def _methods(block, cfg, rules):
 
 
 def _wants_original(method):
-    return getattr(method, "asymmetric", "none") != "none"
+    return wants_original.knows(method) and wants_original(method)
 
 
 def _compress_stage(index, block, todo, chosen, record, key):
@@ -232,6 +271,7 @@ def quantize_blockwise(
     *,
     mask: ArrayLike | None = None,
     rules: Mapping[str, Any] | None = None,
+    tuning: Any = None,
     batch: int = 4,
     key: jax.Array | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -243,6 +283,7 @@ def quantize_blockwise(
       params: the whole tree, with ``blocks`` stacked.
       tokens: calibration tokens, int ``[N, T]``.
       cfg, rules: a method, or rules by path.
+      tuning: a config with a ``block_rule``, see :func:`compress_blocks`.
       mask: bool ``[N, T]``, tokens that count; None for all.
       batch: rows run at once.
       key: randomness for methods that use it.
@@ -260,6 +301,7 @@ def quantize_blockwise(
         in_chunks(tokens, mask, batch),
         cfg,
         rules=rules,
+        tuning=tuning,
         key=key,
     ):
         done.append(result.params)

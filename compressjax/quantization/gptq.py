@@ -13,60 +13,50 @@ import jax.numpy as jnp
 
 from compressjax.calibration.records import Record
 from compressjax.calibration.statistics import Hessian
-from compressjax.driver import MatrixInfo, leaf_rule, shared_rule, statistic_for
+from compressjax.driver import MatrixInfo, leaf_rule, shared_rule, statistic_for, wants_original
 from compressjax.leaf import pack_codebook
 from compressjax.numerics import grids
-from compressjax.numerics.linalg import Factor, hessian_factor, quadratic
 from compressjax.numerics.sweep import sweep
 from compressjax.quantization import gptq_grid
 from compressjax.quantization.gptq_config import GPTQ
-from compressjax.quantization.gptq_order import visiting_order
+from compressjax.quantization.hessian_plan import HessianPlan, hessian_plan, plan_info
 from compressjax.quantization.rtn import RTN, affine_from_grid, dense_weight, round_groups
 
 
-class _Plan(NamedTuple):
-    """What depends on the inputs alone, shared by all weights that read them."""
+class _Inputs(NamedTuple):
+    """The plan of the inputs, and the asymmetric term ``P`` in sweeping order, or None."""
 
-    raw: jax.Array  # the Hessian as it was gathered
-    h: jax.Array  # with dead inputs isolated, unpermuted
-    dead: jax.Array
-    perm: jax.Array
-    factor: Factor  # of the permuted Hessian
-    group: int
-    drift: jax.Array | None  # permuted
-    fallback: jax.Array
+    plan: HessianPlan
+    drift: jax.Array | None
 
 
-def _plan(stats: Record, cfg: GPTQ) -> _Plan:
-    raw = stats.xtx
-    if raw is None:
-        raise ValueError("GPTQ needs Hessian statistics: record.xtx is missing")
-    width = raw.shape[0]
+def _inputs(stats: Record, cfg: GPTQ) -> _Inputs:
+    plan = hessian_plan(
+        stats,
+        method="GPTQ",
+        group=cfg.group,
+        order=cfg.order,
+        damp=cfg.damp,
+        damp_step=cfg.damp_step,
+        min_tokens=cfg.min_tokens,
+    )
     dxxt = stats.dxxt
-    if cfg.asymmetric != "none" and dxxt is None:
+    if cfg.asymmetric == "none":
+        return _Inputs(plan, None)
+    if dxxt is None:
         raise ValueError(
             f"GPTQ.asymmetric={cfg.asymmetric!r} needs record.dxxt: calibrate block by block, where both the "
             "uncompressed and the compressed network's inputs are known"
         )
-    group = width if cfg.group == -1 else min(cfg.group, width)
-    dead = jnp.diagonal(raw) == 0
-    h = raw + jnp.diag(dead.astype(raw.dtype))
-    perm = visiting_order(jnp.diagonal(h), cfg.order, group)
-    factor = hessian_factor(h[perm][:, perm], cfg.damp, cfg.damp_step)
-    fallback = ~factor.ok
-    if cfg.min_tokens and stats.count is not None:
-        fallback |= stats.count.astype(jnp.float32) < cfg.min_tokens * width
-    # An identity factor pushes no error on: the sweep is then rounding to nearest.
-    factor = factor._replace(u=jnp.where(fallback, jnp.eye(width, dtype=jnp.float32), factor.u))
-    drift = None
-    if cfg.asymmetric == "gptaq" and dxxt is not None:
-        dx = jnp.where(dead[:, None] | dead[None, :], 0, dxxt)[perm][:, perm]
-        upper = jnp.triu(jnp.matmul(dx, factor.u.T, precision="highest"), 1)
-        drift = jnp.where(fallback, 0, cfg.alpha) * jnp.matmul(upper, factor.u, precision="highest")
-    return _Plan(raw=raw, h=h, dead=dead, perm=perm, factor=factor, group=group, drift=drift, fallback=fallback)
+    if cfg.asymmetric == "target":
+        return _Inputs(plan, None)
+    u, dead = plan.factor.u, plan.dead
+    dx = jnp.where(dead[:, None] | dead[None, :], 0, dxxt)[plan.perm][:, plan.perm]
+    upper = jnp.triu(jnp.matmul(dx, u.T, precision="highest"), 1)
+    return _Inputs(plan, jnp.where(plan.fallback, 0, cfg.alpha) * jnp.matmul(upper, u, precision="highest"))
 
 
-def _move_to_target(w, dxxt, plan: _Plan, alpha: float):
+def _move_to_target(w, dxxt, plan: HessianPlan, alpha: float):
     """``w + alpha H⁻¹ dXᵀ w``: the minimiser of ``|X_q w* - X_fp w|²`` before rounding, for alpha = 1."""
     pull = jnp.matmul(jnp.where(plan.dead[:, None], 0, dxxt.T), w, precision="highest")[plan.perm]
     u = plan.factor.u
@@ -74,17 +64,12 @@ def _move_to_target(w, dxxt, plan: _Plan, alpha: float):
     return w + jnp.where(plan.fallback, 0, alpha) * jnp.zeros_like(w).at[plan.perm].set(step)
 
 
-def _importance(plan: _Plan) -> jax.Array:
-    """``1 / U_ii²`` per input, unpermuted: how much the sweep will weigh an error there."""
-    weight = 1 / jnp.diagonal(plan.factor.u) ** 2
-    return jnp.zeros_like(weight).at[plan.perm].set(weight)
+def _grouped_importance(plan: HessianPlan) -> jax.Array:
+    return grids.grouped(plan.importance[:, None], plan.group)
 
 
-def _grouped_importance(plan: _Plan) -> jax.Array:
-    return grids.grouped(_importance(plan)[:, None], plan.group)
-
-
-def _sweep(w, plan: _Plan, cfg: GPTQ, levels, round_row, **options):
+def _sweep(w, inputs: _Inputs, cfg: GPTQ, levels, round_row, **options):
+    plan = inputs.plan
     raw, pivots = w[plan.perm], jnp.diagonal(plan.factor.u)
 
     def first_order(e, row, i):
@@ -92,28 +77,27 @@ def _sweep(w, plan: _Plan, cfg: GPTQ, levels, round_row, **options):
         return e - cfg.foem_beta * (row - raw[at]) / pivots[at]
 
     nudge = first_order if cfg.foem_beta else None
-    out = sweep(raw, plan.factor.u, round_row, levels, drift=plan.drift, nudge=nudge, **options)
+    out = sweep(raw, plan.factor.u, round_row, levels, drift=inputs.drift, nudge=nudge, **options)
     back = jnp.argsort(plan.perm)
     return out.codes[back], out.weight[back], out.state
 
 
-def _uniform(w, plan: _Plan, cfg: GPTQ):
+def _uniform(w, inputs: _Inputs, cfg: GPTQ):
     """Rounded weight, and how to pack a range of its outputs, for uniform levels."""
-    codes, rounded, grid, g_idx = (
-        _static_grids(w, plan, cfg)
-        if cfg.static_groups or plan.group == w.shape[0]
-        else _grids_on_the_way(w, plan, cfg)
-    )
+    group = inputs.plan.group
+    fit = _static_grids if cfg.static_groups or group == w.shape[0] else _grids_on_the_way
+    codes, rounded, grid, g_idx = fit(w, inputs, cfg)
 
     def pack(cut):
         own = grids.Grid(grid.scale[:, cut], grid.zero[:, cut])
-        return affine_from_grid(codes[:, cut], own, plan.group, cfg, g_idx)
+        return affine_from_grid(codes[:, cut], own, group, cfg, g_idx)
 
     return rounded, pack
 
 
-def _static_grids(w, plan: _Plan, cfg: GPTQ):
+def _static_grids(w, inputs: _Inputs, cfg: GPTQ):
     """Codes, rounded weight, grids and no group index, with grids fitted before the sweep."""
+    plan = inputs.plan
     grid = gptq_grid.fit_uniform(grids.grouped(w, plan.group), _grouped_importance(plan), cfg)
     of_row = plan.perm // plan.group
 
@@ -121,12 +105,13 @@ def _static_grids(w, plan: _Plan, cfg: GPTQ):
         at = of_row[jnp.minimum(i, w.shape[0] - 1)]
         return *gptq_grid.round_to_grid(row, grids.Grid(grid.scale[at], grid.zero[at]), cfg.bits), state
 
-    codes, rounded, _ = _sweep(w, plan, cfg, None, round_row, block=cfg.block)
+    codes, rounded, _ = _sweep(w, inputs, cfg, None, round_row, block=cfg.block)
     return codes, rounded, grid, None
 
 
-def _grids_on_the_way(w, plan: _Plan, cfg: GPTQ):
+def _grids_on_the_way(w, inputs: _Inputs, cfg: GPTQ):
     """The same with each group's grid fitted when the sweep reaches it; "act" order then needs a group index."""
+    plan = inputs.plan
     width, cols = w.shape
     group, groups = plan.group, -(-width // plan.group)
     weight = grids.grouped(1 / jnp.diagonal(plan.factor.u)[:, None] ** 2, group)
@@ -140,7 +125,7 @@ def _grids_on_the_way(w, plan: _Plan, cfg: GPTQ):
         return *gptq_grid.round_to_grid(row, grids.Grid(state.scale[at], state.zero[at]), cfg.bits), state
 
     blank = grids.Grid(jnp.ones((groups, cols), jnp.float32), jnp.zeros((groups, cols), jnp.float32))
-    codes, rounded, grid = _sweep(w, plan, cfg, blank, round_row, block=group, start_block=start_block)
+    codes, rounded, grid = _sweep(w, inputs, cfg, blank, round_row, block=group, start_block=start_block)
     if cfg.order == "act":
         return codes, rounded, grid, (jnp.argsort(plan.perm) // group).astype(jnp.int32)
     if cfg.order == "group_aware":
@@ -151,8 +136,9 @@ def _grids_on_the_way(w, plan: _Plan, cfg: GPTQ):
     return codes, rounded, grid, None
 
 
-def _table(w, plan: _Plan, cfg: GPTQ):
+def _table(w, inputs: _Inputs, cfg: GPTQ):
     """Rounded weight, and how to pack a range of its outputs, for table levels, refitted ``cfg.refits`` times."""
+    plan = inputs.plan
     width, group = w.shape[0], plan.group
     blocks = grids.grouped(w, group)
     real = grids.grouped(jnp.ones((width, 1), jnp.float32), group)
@@ -163,7 +149,7 @@ def _table(w, plan: _Plan, cfg: GPTQ):
         def round_row(row, i, state):
             return *gptq_grid.round_to_table(row, state[of_row[jnp.minimum(i, width - 1)]]), state
 
-        codes, rounded, _ = _sweep(w, plan, cfg, table, round_row, block=cfg.block)
+        codes, rounded, _ = _sweep(w, inputs, cfg, table, round_row, block=cfg.block)
         return codes, rounded
 
     damped = plan.h + jnp.diag(plan.factor.damping)
@@ -210,7 +196,8 @@ def gptq_shared(ws: tuple[jax.Array, ...], stats: Record, cfg: GPTQ) -> tuple[tu
       ValueError: when the statistics lack what the options need or do not fit the weights.
     """
     dense = [dense_weight(w, cfg) for w in ws]
-    plan = _plan(stats, cfg)
+    inputs = _inputs(stats, cfg)
+    plan = inputs.plan
     if any(w.shape[0] != plan.h.shape[0] for w in ws):
         raise ValueError(f"Hessian is for {plan.h.shape[0]} inputs, weights have {[w.shape[0] for w in ws]}")
     original = jnp.concatenate(dense, axis=1)
@@ -220,21 +207,13 @@ def gptq_shared(ws: tuple[jax.Array, ...], stats: Record, cfg: GPTQ) -> tuple[tu
     plain = RTN(bits=cfg.bits, group=cfg.group, sym=cfg.sym, scale_dtype=cfg.scale_dtype)
     plain_rounded = round_groups(original, plan.group, plain)[1]
 
-    rounded, pack = _uniform(w, plan, cfg) if cfg.levels == "uniform" else _table(w, plan, cfg)
+    rounded, pack = _uniform(w, inputs, cfg) if cfg.levels == "uniform" else _table(w, inputs, cfg)
 
-    h, out, at = plan.raw, [], 0
+    out, at = [], 0
     for one in ws:
         cut = slice(at, at + one.shape[1])
         at += one.shape[1]
-        info = MatrixInfo(
-            error=quadratic(original[:, cut] - rounded[:, cut], h),
-            rounding_error=quadratic(original[:, cut] - plain_rounded[:, cut], h),
-            energy=quadratic(original[:, cut], h),
-            damp=plan.factor.damp,
-            dead=jnp.sum(plan.dead, dtype=jnp.int32),
-            fallback=plan.fallback,
-        )
-        out.append((pack(cut), info))
+        out.append((pack(cut), plan_info(original[:, cut], rounded[:, cut], plain_rounded[:, cut], plan)))
     return tuple(out)
 
 
@@ -256,3 +235,8 @@ def _(ws, cfg, stats, key):
 @statistic_for.register(GPTQ)
 def _(cfg):
     return Hessian()
+
+
+@wants_original.register(GPTQ)
+def _(cfg):
+    return cfg.asymmetric != "none"

@@ -53,6 +53,7 @@ def compress_model(
     *,
     mask: np.ndarray | None = None,
     rules: Mapping[str, Any] | None = None,
+    tuning: Any = None,
     batch: int = 4,
     restart: bool = False,
     overwrite: bool = False,
@@ -66,6 +67,7 @@ def compress_model(
       out: result folder; while unfinished, its shards stand in ``out + ".partial"``.
       cfg, rules: a method, or rules by path ("blocks/attn/*"), as for ``quantize``.
       tokens: calibration tokens, int ``[N, T]``.
+      tuning: a config with a ``block_rule`` that is run on every compressed block, or None.
       mask: bool ``[N, T]``, tokens that count; None for all.
       batch: windows run at once.
       restart: throw away what an interrupted run left.
@@ -86,7 +88,7 @@ def compress_model(
     tokens = np.asarray(tokens, np.int32)
     _check(source, out, tokens, overwrite)
     work = partial_path(out)
-    job = _job(source, cfg, rules, tokens, mask, batch)
+    job = _job(source, cfg, rules, tuning, tokens, mask, batch)
     if restart:
         shutil.rmtree(work, ignore_errors=True)
     fresh = not work.exists()
@@ -118,6 +120,7 @@ def compress_model(
             in_chunks(tokens, mask, batch),
             cfg,
             rules=rules,
+            tuning=tuning,
             finished=from_earlier if done else None,
         )
         del rest
@@ -131,7 +134,7 @@ def compress_model(
                     progress(result.index + 1, blocks)
         summary = CompressionSummary(
             model=source.name,
-            method=_method_text(cfg, rules),
+            method=_method_text(cfg, rules, tuning),
             bits_per_weight=sizes.leaf_bits / max(sizes.leaf_parameters, 1),
             parameters=sizes.parameters,
             compressed_parameters=sizes.leaf_parameters,
@@ -180,20 +183,20 @@ def _check(source, out, tokens, overwrite):
         raise ValueError(f"calibration tokens range from {low} to {high}, the vocabulary has {vocab}")
 
 
-def _method_text(cfg, rules):
+def _method_text(cfg, rules, tuning):
     chosen = all_rules(cfg, rules)
-    if list(chosen) == ["**"]:
-        return repr(chosen["**"])
-    return "; ".join(f"{glob} = {method!r}" for glob, method in chosen.items())
+    alone = list(chosen) == ["**"]
+    text = repr(chosen["**"]) if alone else "; ".join(f"{glob} = {method!r}" for glob, method in chosen.items())
+    return text if tuning is None else f"{text}; then {tuning!r}"
 
 
-def _job(source, cfg, rules, tokens, mask, batch):
+def _job(source, cfg, rules, tuning, tokens, mask, batch):
     data = hashlib.sha256(tokens.tobytes())
     data.update(b"" if mask is None else np.asarray(mask, bool).tobytes())
     return {
         "version": _version.__version__,
         "model": source.fingerprint(),
-        "method": _method_text(cfg, rules),
+        "method": _method_text(cfg, rules, tuning),
         "calibration": f"{list(tokens.shape)} {data.hexdigest()}",
         "batch": batch,
     }

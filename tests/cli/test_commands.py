@@ -189,7 +189,7 @@ def test_claims_say_why_they_cannot_run(command, tmp_path, monkeypatch):
 def test_claims_run_the_benchmarks_of_a_checkout(command, tmp_path, monkeypatch, code):
     package = tmp_path / "benchmarks" / "claims"
     package.mkdir(parents=True)
-    # Without these it is a namespace package, and loses to the real benchmarks that an editable install has on the path.
+    # Without these it is a namespace package, and loses to the real benchmarks of an editable install.
     for folder in (package, package.parent):
         (folder / "__init__.py").touch()
     (package / "__main__.py").write_text(

@@ -1,18 +1,15 @@
 """Every leaf and every config of the library, with what the laws need to test it. A type without a row fails."""
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
+import importlib
+from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from compressjax.calibration import Record
 from compressjax.leaf import Affine, Codebook, Sum, Transposed, add, pack_affine, pack_codebook
 from compressjax.quantization import GPTQ, RTN
 
-ROWS, COLS = 72, 40
+from .row_types import COLS, ROWS, LeafRow, MethodRow
 
 
 def _rng(seed=0):
@@ -60,23 +57,6 @@ def transposed(*, lead=(), seed=0) -> Transposed:
     return Transposed(inner=affine(COLS, ROWS, group=20, lead=lead, seed=seed))
 
 
-@dataclasses.dataclass(frozen=True)
-class LeafRow:
-    """One leaf, and which optional ops it registers.
-
-    Attributes:
-      name: for test ids.
-      make: ``make(lead=(), seed=0)`` gives a leaf of logical shape ``[*lead, ROWS, COLS]``.
-      rows: supports ``take``.
-      tied: supports ``matmul_t``.
-    """
-
-    name: str
-    make: Callable[..., Any]
-    rows: bool = True
-    tied: bool = True
-
-
 def _affine_row(name, **options):
     return LeafRow(name, lambda lead=(), seed=0: affine(lead=lead, seed=seed, **options))
 
@@ -92,22 +72,7 @@ LEAVES = (
     LeafRow("sum", total, rows=False),
     LeafRow("transposed", transposed),
 )
-LEAF_TYPES = {Affine, Codebook, Sum, Transposed}
-
-
-@dataclasses.dataclass(frozen=True)
-class MethodRow:
-    """One config, and the baseline it has to beat at no more bits on a real weight.
-
-    Attributes:
-      cfg: the method.
-      baseline: what it is compared with, or None for a baseline itself.
-      most_bits: true bits per weight on ``[576, 192]`` may not exceed this.
-    """
-
-    cfg: Any
-    baseline: Any
-    most_bits: float
+LEAF_TYPES: set[type] = {Affine, Codebook, Sum, Transposed}
 
 
 METHODS = (
@@ -121,10 +86,9 @@ METHODS = (
     MethodRow(GPTQ(bits=2, group=64, levels="ternary", grid="hessian"), RTN(bits=2, group=64), 2.76),
 )
 
-
-def small_problem(seed=0) -> tuple[jax.Array, Record]:
-    """A ``[64, 32]`` weight and correlated input statistics."""
-    rng = _rng(seed)
-    x = (rng.normal(size=(300, 64)) @ rng.normal(size=(64, 64)) / 8).astype(np.float32)
-    w = jnp.asarray(rng.normal(size=(64, 32)), jnp.float32)
-    return w, Record(count=jnp.float32(300), xtx=jnp.asarray(x.T @ x))
+# A family's rows stand in a file of their own, rows_<family>.py, with LEAVES, LEAF_TYPES and METHODS.
+for _path in sorted(Path(__file__).parent.glob("rows_*.py")):
+    _family = importlib.import_module(f"{__package__}.{_path.stem}")
+    LEAVES += _family.LEAVES
+    LEAF_TYPES |= _family.LEAF_TYPES
+    METHODS += _family.METHODS

@@ -11,7 +11,8 @@ from compressjax.checkpoint import load, save
 from compressjax.leaf import is_leaf
 from compressjax.ops import dense, logical_shape, matmul, matmul_t, nbits, size, take
 
-from .rows import COLS, LEAF_TYPES, LEAVES, ROWS
+from .row_types import COLS, ROWS
+from .rows import LEAF_TYPES, LEAVES
 
 pytestmark = pytest.mark.parametrize("row", LEAVES, ids=lambda r: r.name)
 

@@ -1,6 +1,5 @@
 """What every compression method must do, whatever it does inside."""
 
-import dataclasses
 import functools
 
 import jax
@@ -13,7 +12,8 @@ from compressjax.leaf import is_leaf
 from compressjax.ops import dense, logical_shape, nbits, size
 from compressjax.quantization import quantize, quantize_with_info
 
-from .rows import METHODS, small_problem
+from .row_types import small_problem
+from .rows import METHODS
 
 pytestmark = pytest.mark.parametrize("row", METHODS, ids=lambda r: repr(r.cfg)[:80])
 
@@ -28,14 +28,9 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-def shrunk(cfg):
-    """The same method with groups that fit the small problem."""
-    return dataclasses.replace(cfg, group=min(cfg.group, 32))
-
-
 def test_gives_a_leaf_of_the_same_shape_and_says_its_error(row):
     w, stats = small_problem()
-    leaf, info = one(w, stats, cfg=shrunk(row.cfg))
+    leaf, info = one(w, stats, cfg=row.shrunk)
     assert is_leaf(leaf) and logical_shape(leaf) == w.shape
     miss = w - dense(leaf)
     np.testing.assert_allclose(info.error, jnp.sum(miss * (stats.xtx @ miss)), rtol=2e-3)
@@ -44,7 +39,7 @@ def test_gives_a_leaf_of_the_same_shape_and_says_its_error(row):
 
 def test_stacked_layers_are_as_if_alone(row):
     problems = [small_problem(seed) for seed in range(3)]
-    cfg = shrunk(row.cfg)
+    cfg = row.shrunk
     params = {"layers": {"kernel": jnp.stack([w for w, _ in problems])}}
     stats = {"layers/kernel": jax.tree.map(lambda *a: jnp.stack(a), *(s for _, s in problems))}
     stacked = quantize(params, cfg, stats=stats)["layers"]["kernel"]
@@ -53,7 +48,7 @@ def test_stacked_layers_are_as_if_alone(row):
 
 
 def test_no_second_trace_and_deterministic(row):
-    cfg = shrunk(row.cfg)
+    cfg = row.shrunk
     traces = []
 
     @jax.jit
@@ -106,6 +101,6 @@ def test_beats_its_baseline_at_no_more_bits_on_a_real_weight(row, real_layer):
 def test_reports_by_path(row):
     w, stats = small_problem()
     params = {"a": {"kernel": w, "bias": jnp.zeros(32)}}
-    new, infos = quantize_with_info(params, shrunk(row.cfg), stats={"a/kernel": stats})
+    new, infos = quantize_with_info(params, row.shrunk, stats={"a/kernel": stats})
     assert set(infos) == {"a/kernel"}
     assert new["a"]["bias"] is params["a"]["bias"]
