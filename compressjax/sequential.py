@@ -26,6 +26,7 @@ from compressjax.driver import (
     statistic_for,
     wants_original,
 )
+from compressjax.freed_memory import compile_then_run, return_freed_memory
 from compressjax.models.blockwise import Blockwise
 from compressjax.select import replace, resolve, weights
 
@@ -202,7 +203,8 @@ def compress_blocks(
         for number, stage in enumerate(model.stages):
             todo = [p for p in stage.weights if p in chosen]
             statistics = tuple(dict.fromkeys(s for s in (statistic_for(chosen[p]) for p in todo) if s is not None))
-            record, carry, original_carry = _advance(
+            record, carry, original_carry = compile_then_run(
+                _advance,
                 stage.advance,
                 statistics,
                 now.block,
@@ -219,6 +221,7 @@ def compress_blocks(
             leaves, stage_infos = _compress_stage(index, dense_block, todo, chosen, record, stage_key)
             now = now._replace(block=replace(now.block, leaves))
             infos.update(stage_infos)
+            return_freed_memory()
         tuners = [m for m in (*dict.fromkeys(chosen.values()), tuning) if block_rule.knows(m)] if old is None else []
         for number, method in enumerate(tuners):
             start = {"x": hidden, **masks}
@@ -255,7 +258,7 @@ def _compress_stage(index, block, todo, chosen, record, key):
         own = None if statistic_for(method) is None else record
         for path in paths:
             check_input(f"blocks[{index}]/{path}", found[path], own, method)
-        results = compress_group_jit(tuple(found[p] for p in paths), own, key, cfg=method)
+        results = compile_then_run(compress_group_jit, tuple(found[p] for p in paths), own, key, cfg=method)
         for path, (leaf, info) in zip(paths, results, strict=True):
             leaves[path] = leaf
             if info is not None:

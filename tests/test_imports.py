@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(layer.split())
     for layer in (
-        "_version catalogue dispatch numerics",
+        "_version catalogue dispatch freed_memory numerics",
         "ops",
         "leaf",
         "select",

@@ -118,7 +118,10 @@ def spread_groups(per_group: jax.Array, group: int, rows: int, g_idx: jax.Array 
     """Repeats ``[*lead, groups, out]`` along groups to ``[*lead, rows, out]``."""
     if g_idx is not None:
         return jnp.take_along_axis(per_group, g_idx[..., None], axis=-2)
-    return jnp.repeat(per_group, group, axis=-2, total_repeat_length=per_group.shape[-2] * group)[..., :rows, :]
+    *lead, groups, cols = per_group.shape
+    wide = jax.lax.broadcast_in_dim(per_group, (*lead, groups, group, cols), (*range(len(lead) + 1), len(lead) + 2))
+    flat = jax.lax.reshape(wide, (*lead, groups * group, cols))
+    return flat if groups * group == rows else jax.lax.slice_in_dim(flat, 0, rows, axis=len(lead))
 
 
 # Under jit so that a model traces the unpacking once per kind and shape of weight, not at every product.

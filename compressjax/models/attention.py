@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 # Finite, so that a row with nothing to see (left padding) gives a uniform average and no NaN.
 _UNSEEN = -1e30
+# Causal attention over at least this many queries a segment is cut into segments.
+_SEGMENTS, _SHORTEST = 4, 64
 
 
 class Past(NamedTuple):
@@ -66,7 +68,9 @@ def past_seen(mask: jax.Array, start: jax.Array, length: int, window: int | None
     return (query - slot < window)[None] & mask[:, None, :]
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, past: Past | None = None) -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, past: Past | None = None, *, causal: bool = False
+) -> jax.Array:
     """``softmax(q kᵀ / sqrt(d)) v`` with scores and softmax in float32.
 
     A past is never joined to the new keys, which would copy it: its scores are, and they are small.
@@ -76,10 +80,24 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, past: Past
       k, v: ``[B, T, K, d]``; K divides H, and query head ``h`` reads key head ``h // G``.
       seen: bool ``[B or 1, T, T]`` or ``[B or 1, 1, T]``, query by key, new positions only.
       past: earlier keys and values.
+      causal: promises that ``seen`` has no later key, so that long inputs skip most of what they would mask.
 
     Returns:
       ``[B, T, H * d]`` in the dtype of ``q``.
     """
+    t = q.shape[1]
+    if not causal or past is not None or t < _SEGMENTS * _SHORTEST:
+        return _attend(q, k, v, seen, past)
+    # The number of segments is fixed, so the size of the trace is too; four do 5/8 of the work of one.
+    edges = [t * i // _SEGMENTS for i in range(_SEGMENTS + 1)]
+    parts = [
+        _attend(q[:, start:end], k[:, :end], v[:, :end], seen[:, start:end, :end], None)
+        for start, end in zip(edges, edges[1:], strict=False)
+    ]
+    return jnp.concatenate(parts, axis=1)
+
+
+def _attend(q, k, v, seen, past):
     b, t, heads, width = q.shape
     grouped = q.reshape(b, t, k.shape[2], heads // k.shape[2], width)
     scores = _scores(grouped, k, seen)

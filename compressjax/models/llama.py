@@ -70,7 +70,7 @@ class Attention(nn.Module):
             positions = jnp.arange(h.shape[1])[None] if mask is None else token_positions(mask)
         q, k, v = self.project(h, positions)
         seen = causal_seen(h.shape[1], mask, self.cfg.sliding_window)
-        return attend(q, k, v, seen, past), (k, v)
+        return attend(q, k, v, seen, past, causal=True), (k, v)
 
 
 class MLP(nn.Module):

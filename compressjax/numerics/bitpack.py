@@ -6,8 +6,11 @@ words, and field ``j`` of word ``k`` holds row ``k + j * tile*w/32``: one shift 
 contiguous run of rows, which is what a matrix-unit kernel wants to read. 32 codes take ``b`` words at every ``b``.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 TILES = (256, 128, 64, 32)
 
@@ -90,18 +93,23 @@ def unpack(words: jax.Array, bits: int, tile: int, rows: int) -> jax.Array:
     """
     *lead, packed, cols = words.shape
     per_tile = tile * bits // 32
-    words = words.reshape(*lead, packed // per_tile, per_tile, cols)
-    codes, at = jnp.zeros((), jnp.uint32), 0
+    tiles = packed // per_tile
+    words = jax.lax.reshape(words, (*lead, tiles, per_tile, cols))
+    axis = len(lead) + 1
+    parts, at = [], 0
+    # Bare lax operations: every model with packed weights traces these lines, once per shape of weight.
     for width, offset in planes(bits):
-        fields = 32 // width
-        plane = words[..., at : at + tile // fields, :]
-        at += tile // fields
-        shift = (jnp.arange(fields, dtype=jnp.uint32) * jnp.uint32(width)).reshape(fields, 1, 1)
-        shift = jnp.expand_dims(shift, tuple(range(len(lead) + 1)))
-        field = (plane[..., None, :, :] >> shift) & jnp.uint32(2**width - 1)
-        field = field.reshape(*lead, packed // per_tile, tile, cols)
-        codes = (field << jnp.uint32(offset)) if offset == 0 else codes | (field << jnp.uint32(offset))
-    return codes.astype(jnp.uint8).reshape(*lead, -1, cols)[..., :rows, :]
+        fields, height = 32 // width, tile * width // 32
+        plane = jax.lax.slice_in_dim(words, at, at + height, axis=axis)
+        at += height
+        shape = (*lead, tiles, fields, height, cols)
+        spread = jax.lax.broadcast_in_dim(plane, shape, (*range(axis), axis + 1, axis + 2))
+        shift = jax.lax.broadcast_in_dim(np.arange(0, 32, width, dtype=np.uint32), shape, (axis,))
+        field = jax.lax.bitwise_and(jax.lax.shift_right_logical(spread, shift), jnp.uint32(2**width - 1))
+        field = jax.lax.reshape(field, (*lead, tiles * tile, cols))
+        parts.append(jax.lax.shift_left(field, jnp.uint32(offset)) if offset else field)
+    codes = functools.reduce(jax.lax.bitwise_or, parts).astype(jnp.uint8)
+    return codes if tiles * tile == rows else jax.lax.slice_in_dim(codes, 0, rows, axis=len(lead))
 
 
 def unpack_rows(words: jax.Array, bits: int, tile: int, ids: jax.Array) -> jax.Array:

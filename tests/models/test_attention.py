@@ -33,6 +33,19 @@ def test_against_loops(window):
     np.testing.assert_allclose(attend(q, k, v, seen), looped(q, k, v, seen), atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("length", [256, 301])
+def test_segments_of_a_long_causal_input_change_nothing(length, window):
+    q, k, v = drawn(0, length), drawn(1, length, K), drawn(2, length, K)
+    mask = jnp.arange(length)[None] >= jnp.array([[0], [17]])
+    seen = causal_seen(length, mask, window)
+    whole, cut = attend(q, k, v, seen), attend(q, k, v, seen, causal=True)
+    real = np.asarray(mask)
+    np.testing.assert_allclose(np.asarray(cut)[real], np.asarray(whole)[real], atol=1e-6)
+    flops = [jax.jit(attend, static_argnames="causal").lower(q, k, v, seen, causal=c).cost_analysis() for c in (0, 1)]
+    assert flops[1]["flops"] < 0.7 * flops[0]["flops"]
+
+
 def test_padding_is_seen_by_no_one():
     mask = jnp.array([[True] * T, [False, False] + [True] * (T - 2)])
     q, k, v = drawn(0), drawn(1, heads=K), drawn(2, heads=K)
