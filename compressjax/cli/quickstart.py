@@ -32,7 +32,7 @@ def run(args: Quickstart, screen: Screen) -> None:
     """Compresses, measures the original, plain rounding and GPTQ once each, and writes the report."""
     started = time.perf_counter()
     rounding = RTN(bits=args.bits, group=args.group)
-    method = GPTQ(bits=args.bits, group=args.group, order="act", grid="mse")
+    method = GPTQ(bits=args.bits, group=args.group, order="act", grid="hessian", asymmetric="target", alpha=0.5)
     source = open_model(args.model)
     with screen.waiting("Reading texts"):
         calibration = token_windows(source, args.calibration, args.calibration_windows, args.length, "even")
