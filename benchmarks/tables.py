@@ -105,18 +105,20 @@ def wikitext2(results: Path) -> str:
     )
     if claim is None or not any(row["ours"] is not None for row in found):
         return _missing("python -m benchmarks.claims gptq --part wikitext2-3")
+    notes = list(dict.fromkeys(row["why"] for row in found if row["why"]))
     rows = [
         (
             row["name"].removeprefix("WikiText-2 perplexity, "),
             row["kind"].replace("_", " "),
             f"{number(row['baseline'])} at {number(row['baseline_bits'])}" if row["baseline"] is not None else "-",
             f"{number(row['ours'])} at {number(row['bits'])}" if row["ours"] is not None else "-",
-            row["why"],
+            f"({notes.index(row['why']) + 1})" if row["why"] else "",
         )
         for row in found
     ]
     header = ("row", "kind", "baseline, perplexity at bits", "ours, perplexity at bits", "note")
-    return markdown(header, rows, "llrrl") + f"\n\n{_source(claim)}"
+    legend = "\n".join(f"{place}. {note[0].upper()}{note[1:]}." for place, note in enumerate(notes, 1))
+    return markdown(header, rows, "llrrl") + f"\n\n{legend}\n\n{_source(claim)}"
 
 
 def quantize(results: Path) -> str:

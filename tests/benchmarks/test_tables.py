@@ -41,6 +41,7 @@ def test_claims_become_tables(tmp_path):
         {"part": "gap", **asserted("3 bits, group 64: perplexity gap", baseline=1.0, ours=0.5, limit=0.6, bits=3.3)},
         {"part": "order", **printed("output error | RTN | 2 matrices, seen", ours=0.03, why="value")},
         {"part": "order", **printed("output error | RTN | 2 matrices, unseen", ours=0.04, why="value")},
+        {"part": "wikitext2-3", **asserted("WikiText-2 perplexity, 3 bits", baseline=80.0, ours=30.5, bits=3.3)},
         {"part": "wikitext2-4", **printed("WikiText-2 perplexity, float32", ours=23.69, why="reference", bits=32)},
     ]
     claim = {"claim": "less is more", "rows": rows, "holds": True, **origin}
@@ -49,8 +50,9 @@ def test_claims_become_tables(tmp_path):
     assert "less is more. The claim holds." in shown
     assert "| 3 bits, group 64: perplexity gap | 0.6 | 0.5 | 3.3 | yes |" in shown
     assert "| RTN | 0.03 | 0.04 |" in tables.gptq_order(tmp_path)
-    assert "| float32 | printed | - | 23.69 at 32 | reference |" in tables.wikitext2(tmp_path)
-    assert "perplexity gap: 0.5" in tables.methods(tmp_path)
+    shown = tables.wikitext2(tmp_path)
+    assert "| float32 | printed | - | 23.69 at 32 | (1) |" in shown and "\n1. Reference.\n" in shown
+    assert "WikiText-2 perplexity, 3 bits: 30.5" in tables.methods(tmp_path)
 
 
 def test_results_name_the_machine_but_no_host_or_path(tmp_path):
