@@ -90,7 +90,10 @@ def bits_per_weight(params: dict) -> float:
 
 
 def perplexity_of(bed: TestBed, params: dict, tokens: np.ndarray) -> float:
-    """Perplexity of windows ``[N, T]``, window by window; the leaves are unpacked once, not at every window."""
+    """Perplexity of windows ``[N, T]``, window by window; the leaves are unpacked once, not at every window.
+
+    Weights only: what a leaf does to its input, such as rounding activations, is not measured.
+    """
     return perplexity(bed.logits, dense(params), tokens).perplexity
 
 

@@ -46,7 +46,7 @@ class Method:
       family: key of :data:`FAMILIES`.
       verb: how a user calls it: a public verb, "transform" for optax transforms and training leaves, "evaluate" for
         benchmarks, "apply" for models and whole pipelines.
-      state: "done" once code, tests and claim are there.
+      state: "built" once code, tests and claim script are there, "done" once the claim has been seen to hold as well.
       config: "module:name" of its config, None while planned.
       test, claim: paths in the repository, None while planned.
       figure: name of the claim row that tables show for it.
@@ -58,7 +58,7 @@ class Method:
     paper: str
     family: str
     verb: str
-    state: Literal["done", "planned"] = "planned"
+    state: Literal["done", "built", "planned"] = "planned"
     config: str | None = None
     test: str | None = None
     claim: str | None = None

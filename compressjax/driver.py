@@ -169,7 +169,8 @@ def compress(
         record = None if stats is None or path not in stats else stats[path]
         check_input(path, found[path], record, method)
         path_key = None if key is None else jax.random.fold_in(key, number)
-        leaves[path], info = _compress_stack(found[path], record, path_key, cfg=method)
+        # One at a time, so that memory is that of one.
+        leaves[path], info = jax.block_until_ready(_compress_stack(found[path], record, path_key, cfg=method))
         if info is not None:
             infos[path] = info
     return replace(params, leaves), infos

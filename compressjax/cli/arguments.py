@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -85,7 +85,7 @@ class Compress(Shared):
       windows: calibration windows, spread evenly over the text.
       length: tokens in a window.
       batch: windows run at once.
-      rule: pattern=method:field=value,... for some weights, pattern=none to leave them; may be repeated, first wins.
+      rules: pattern=method:field=value,... for some weights, pattern=none to leave them; may be repeated, first wins.
       overwrite: replace a finished OUT.
       restart: throw away what an interrupted run left.
     """
@@ -97,7 +97,7 @@ class Compress(Shared):
     windows: int = 32
     length: int = 512
     batch: int = 4
-    rule: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="rules")] = ()
+    rules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     overwrite: Switch = False
     restart: Switch = False
 
@@ -178,6 +178,47 @@ class Export(Shared):
     out: Path
     format: str = "gptq"
     overwrite: Switch = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit(Shared):
+    """Load a model at any size: decomposed once into blocks sorted by importance, then as many as fit.
+
+    Attributes:
+      model: a name ("smollm2"), a Hugging Face folder or a GGUF file.
+      memory: bytes for the whole model, "60MB" or "60MiB"; with several it grows and shrinks from one to the next.
+      store: folder of the decomposed model; made when it is not there yet.
+      levels: blocks per matrix.
+      rank: of a block's magnitudes; by default a 128th of the matrix's smaller side.
+      embedding_bits: bits of embedding and head, which are there at any size: 2 to 8, 16 or 32.
+      calibration: text that says how much each input matters and in which order blocks help.
+      windows: calibration windows, spread evenly over the text.
+      length: tokens in a window.
+      sort: proxy (one gradient per level) or levelwise (one evaluation per block, as published).
+      sort_windows: windows to sort on.
+      sort_length: tokens in each of them.
+      text: also measure perplexity on this text.
+      eval_windows: number of its windows, from the start.
+      prompt: also let the model answer this at each size.
+      max_new_tokens: length of the answer.
+    """
+
+    model: tyro.conf.Positional[str]
+    memory: tuple[str, ...]
+    store: Path = Path("bitstack-store")
+    levels: int = 8
+    rank: int | None = None
+    embedding_bits: int = 8
+    calibration: str = "wikipedia:train"
+    windows: int = 16
+    length: int = 512
+    sort: Literal["proxy", "levelwise"] = "proxy"
+    sort_windows: int = 4
+    sort_length: int = 256
+    text: str | None = None
+    eval_windows: int = 8
+    prompt: str | None = None
+    max_new_tokens: int = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

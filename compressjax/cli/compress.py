@@ -29,7 +29,7 @@ _NAMED = 20  # people read no more names than this; --json has all
 def run(args: Compress, screen: Screen) -> None:
     """Compresses ``args.model`` into ``args.out``."""
     cfg: Any = getattr(args, "config")  # noqa: B009, a field of the class that the method's flags were added to
-    rules = parse_rules(args.rule)
+    rules = parse_rules(args.rules)
     source = open_model(args.model)
     _refuse_compressed(source)
     if args.out.exists() and not args.overwrite:

@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "generate": Command(arguments.Generate, "compressjax.cli.generate"),
         "report": Command(arguments.Report, "compressjax.cli.report"),
         "export": Command(arguments.Export, "compressjax.cli.export"),
+        "fit": Command(arguments.Fit, "compressjax.cli.fit"),
         "methods": Command(arguments.Methods, "compressjax.cli.methods_table"),
         "claims": Command(arguments.Claims, "compressjax.cli.claims"),
     }

@@ -12,7 +12,15 @@ from typing import Any
 METHODS: Mapping[str, str] = MappingProxyType(
     {
         "gptq": "compressjax.quantization:GPTQ",
+        "bitstack": "compressjax.factorization:BitStack",
+        "comet": "compressjax.quantization:COMET",
+        "decoupleq": "compressjax.quantization:DecoupleQ",
+        "gqsa": "compressjax.sparsity:GQSA",
+        "nupes": "compressjax.quantization:NUPES",
+        "powerquant": "compressjax.quantization:PowerQuant",
         "rtn": "compressjax.quantization:RTN",
+        "spqr": "compressjax.quantization:SpQR",
+        "squeezellm": "compressjax.quantization:SqueezeLLM",
     }
 )
 """Name on the command line -> "module:config". Named and not imported, for a config pulls in jax."""

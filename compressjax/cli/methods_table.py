@@ -22,7 +22,7 @@ def run(args: Methods, screen: Screen) -> None:
             table.add_section()
         family, last = ("" if entry.family == last else entry.family), entry.family
         flag = entry.slug if entry.slug in methods.METHODS else ""
-        style = "green" if entry.state == "done" else "dim"
+        style = {"done": "green", "built": "yellow", "planned": "dim"}[entry.state]
         table.add_row(family, entry.name, entry.about, entry.paper, Text(entry.state, style), flag)
     screen.show(table)
     screen.finish(

@@ -2,20 +2,37 @@
 
 from compressjax.leaf.affine import Affine, pack_affine, unpack_codes, unpack_zeros
 from compressjax.leaf.codebook import Codebook, pack_codebook, unpack_indices
+from compressjax.leaf.outliers import Outliers, outlier_mask, pack_outliers, trim_outliers
+from compressjax.leaf.power import Power, pack_power
 from compressjax.leaf.registration import is_leaf, leaf
+from compressjax.leaf.sign_lowrank import SignLowRank, sign_lowrank
 from compressjax.leaf.sum import Sum, add
 from compressjax.leaf.transposed import Transposed
+from compressjax.leaf.two_level import TwoLevelAffine, pack_two_level
+from compressjax.leaf.w4ax import W4Ax, pack_w4ax
 
 __all__ = [
     "Affine",
     "Codebook",
+    "Outliers",
+    "Power",
+    "SignLowRank",
     "Sum",
     "Transposed",
+    "TwoLevelAffine",
+    "W4Ax",
     "add",
     "is_leaf",
     "leaf",
+    "outlier_mask",
     "pack_affine",
     "pack_codebook",
+    "pack_outliers",
+    "pack_power",
+    "pack_two_level",
+    "pack_w4ax",
+    "sign_lowrank",
+    "trim_outliers",
     "unpack_codes",
     "unpack_indices",
     "unpack_zeros",

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from compressjax.leaf.sign_lowrank import split_pools
+
 
 def apply(module: nn.Module, params: Any, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
     """Runs a method of an unbound linen module on its parameters; there is no other state."""
@@ -49,11 +51,14 @@ class BlockStack(nn.Module):
                 self.put_variable("params", name, value)
             return x, None
 
+        # A scan slices what leads with the layer axis; what layers share is closed over.
+        layers, join = split_pools(self.variables["params"])
+
         def body(hidden: jax.Array, inputs: tuple[Any, dict]) -> tuple[jax.Array, Any]:
             params, own = inputs
-            return apply(block, params, carry | own | {"x": hidden})
+            return apply(block, join(params), carry | own | {"x": hidden})
 
-        return jax.lax.scan(body, x, (self.variables["params"], per_layer or {}), length=self.depth)
+        return jax.lax.scan(body, x, (layers, per_layer or {}), length=self.depth)
 
 
 @dataclasses.dataclass(frozen=True)

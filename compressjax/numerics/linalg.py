@@ -82,3 +82,48 @@ def hessian_factor(h: jax.Array, damp: float, damp_step: float, floor: float = 1
 def quadratic(error: jax.Array, h: jax.Array) -> jax.Array:
     """``tr(Eᵀ H E)`` for ``E [in, out]``: squared output error of a weight error over the data behind ``H``."""
     return jnp.sum(error * jnp.matmul(h, error, precision="highest"))
+
+
+def cholesky_many(matrices: jax.Array) -> jax.Array:
+    """Lower Cholesky factors of many small matrices, column by column, all matrices at once.
+
+    Not ``jnp.linalg.cholesky``: on CPUs its kernel for a batch waits for tasks that it has put into the thread pool it
+    is running on, so two of them at a time can wait for each other for ever (seen with jaxlib 0.10.2 on two cores).
+
+    Args:
+      matrices: symmetric ``[..., n, n]``, float32.
+
+    Returns:
+      ``[..., n, n]``; NaN from the first pivot that is not positive on.
+    """
+    size = matrices.shape[-1]
+    rows = jnp.arange(size)
+
+    def column(k, lower):
+        known = jnp.einsum("...ij,...j->...i", lower, lower[..., k, :], precision="highest")
+        rest = matrices[..., :, k] - known
+        pivot = jnp.sqrt(rest[..., k])[..., None]
+        return lower.at[..., :, k].set(jnp.where(rows >= k, rest / pivot, 0))
+
+    return jax.lax.fori_loop(0, size, column, jnp.zeros_like(matrices))
+
+
+def cholesky_solve_many(lower: jax.Array, right: jax.Array) -> jax.Array:
+    """``(L Lᵀ)⁻¹ right`` for the factors of :func:`cholesky_many`.
+
+    Args:
+      lower: ``[..., n, n]``.
+      right: ``[..., n]``.
+    """
+    size = lower.shape[-1]
+
+    def substituted(triangle, right, order):
+        def entry(i, x):
+            k = order(i)
+            known = jnp.sum(triangle[..., k, :] * x, axis=-1)
+            return x.at[..., k].set((right[..., k] - known) / triangle[..., k, k])
+
+        return jax.lax.fori_loop(0, size, entry, jnp.zeros_like(right))
+
+    forward = substituted(lower, right, lambda i: i)
+    return substituted(jnp.swapaxes(lower, -1, -2), forward, lambda i: size - 1 - i)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from compressjax.numerics import grids, kmeans
+from compressjax.numerics.linalg import cholesky_many, cholesky_solve_many
 from compressjax.quantization.rtn import fit_grid
 
 
@@ -99,6 +100,6 @@ def refit_table(codes: jax.Array, w: jax.Array, h: jax.Array, table: jax.Array, 
     matrix = jnp.moveaxis(matrix, -1, 0)
     strength = ridge * jnp.trace(matrix, axis1=1, axis2=2) / total + jnp.finfo(jnp.float32).tiny
     matrix = matrix + strength[:, None, None] * jnp.eye(total)[None]
-    step = jnp.linalg.solve(matrix, right.T[..., None])[..., 0].T
+    step = cholesky_solve_many(cholesky_many(matrix), right.T).T
     step = jnp.where(jnp.isfinite(step), step, 0)
     return (table.reshape(total, cols) + step).reshape(groups, count, cols)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compressjax.calibration import Record
+from compressjax.ops import dense
 
 ROWS, COLS = 72, 40
 
@@ -22,12 +23,23 @@ class LeafRow:
       make: ``make(lead=(), seed=0)`` gives a leaf of logical shape ``[*lead, ROWS, COLS]``.
       rows: supports ``take``.
       tied: supports ``matmul_t``.
+      reads: ``(x [M, ROWS], leaf) -> x``, what a leaf that quantises its input really multiplies, by an oracle that
+        shares no code with the leaf; None for leaves that multiply ``x`` itself.
     """
 
     name: str
     make: Callable[..., Any]
     rows: bool = True
     tied: bool = True
+    reads: Callable[[Any, Any], Any] | None = None
+
+    def product(self, x: jax.Array, w: Any) -> jax.Array:
+        """What ``matmul`` has to give: the dense product with what the leaf reads, whose gradient passes straight."""
+        if self.reads is None:
+            return x @ dense(w)
+        flat = jax.lax.stop_gradient(x).reshape(-1, ROWS)
+        read = jnp.asarray(self.reads(np.asarray(flat), w), jnp.float32).reshape(x.shape)
+        return (x + (read - jax.lax.stop_gradient(x))) @ dense(w)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compressjax.numerics.linalg import hessian_factor, inverse_factor, quadratic
+from compressjax.numerics.linalg import (
+    cholesky_many,
+    cholesky_solve_many,
+    hessian_factor,
+    inverse_factor,
+    quadratic,
+)
 
 
 def hessian(width, tokens, seed=0):
@@ -54,3 +60,25 @@ def test_quadratic_is_the_output_error():
     x = jax.random.normal(jax.random.key(0), (50, 6))
     e = jax.random.normal(jax.random.key(1), (6, 3))
     np.testing.assert_allclose(quadratic(e, x.T @ x), jnp.sum((x @ e) ** 2), rtol=1e-5)
+
+
+def test_many_small_factors_and_solves_equal_single_ones():
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((5, 2, 40, 7)).astype(np.float32)
+    matrices = jnp.asarray(np.einsum("...ti,...tj->...ij", x, x) / 40)
+    right = jnp.asarray(rng.standard_normal((5, 2, 7)), jnp.float32)
+    lower = cholesky_many(matrices)
+    np.testing.assert_allclose(lower, np.linalg.cholesky(np.asarray(matrices, np.float64)), atol=1e-5)
+    found = cholesky_solve_many(lower, right)
+    np.testing.assert_allclose(
+        found,
+        np.linalg.solve(np.asarray(matrices, np.float64), np.asarray(right)[..., None])[..., 0],
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+def test_one_matrix_that_is_not_positive_definite_spoils_only_itself():
+    matrices = jnp.stack([jnp.eye(3), -jnp.eye(3)])
+    lower = cholesky_many(matrices)
+    assert np.isfinite(lower[0]).all() and np.isnan(lower[1]).any()

@@ -1,0 +1,36 @@
+"""Weights as products of small factors."""
+
+from compressjax.factorization.bitstack import BitStack, bitstack, thin_rank
+from compressjax.factorization.bitstack_budget import BudgetTable, blocks_between, budget_table, levels_for_budget
+from compressjax.factorization.bitstack_memory import LoadedStack, Resized, load_stack, resize_stack
+from compressjax.factorization.bitstack_scaling import activation_scale, fold_scales
+from compressjax.factorization.bitstack_sorting import greedy_order, levelwise_order, order_from_gains, path_gains
+from compressjax.factorization.bitstack_store import BitStackStore, block_bytes_of, open_store, stacks_of, write_store
+from compressjax.factorization.lowrank import lowrank, lowrank_with_info
+
+__all__ = [
+    "BitStack",
+    "BitStackStore",
+    "BudgetTable",
+    "LoadedStack",
+    "Resized",
+    "activation_scale",
+    "bitstack",
+    "block_bytes_of",
+    "blocks_between",
+    "budget_table",
+    "fold_scales",
+    "greedy_order",
+    "levels_for_budget",
+    "levelwise_order",
+    "load_stack",
+    "lowrank",
+    "lowrank_with_info",
+    "open_store",
+    "order_from_gains",
+    "path_gains",
+    "resize_stack",
+    "stacks_of",
+    "thin_rank",
+    "write_store",
+]
