@@ -60,8 +60,8 @@ def methods(results: Path) -> str:
     done = sum(entry.state == "done" for entry in METHODS)
     built = sum(entry.state == "built" for entry in METHODS)
     counted = (
-        f"Of {len(METHODS)} systems {done} are done, that is built with their claim seen to hold, and {built} are built "
-        "with their claim still to be run in full or not holding."
+        f"Of {len(METHODS)} systems {done} are done, that is built with their claim seen to hold, and {built} are "
+        "built with their claim still to be run in full or not holding."
     )
     return f"{counted}\n\n" + "\n\n".join(parts)
 
