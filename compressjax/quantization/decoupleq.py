@@ -164,7 +164,7 @@ def decoupleq_shared(
 
     Args:
       ws: weights ``[in, out_k]``, floating point.
-      stats: ``xtx`` of their input, and ``count``.
+      stats: ``xtx`` of their input, and ``count``; ``dxxt`` too for ``cfg.alpha``.
       cfg: the options; the block stage is not run here.
 
     Returns:
@@ -183,7 +183,7 @@ def decoupleq_shared(
         raise ValueError(f"DecoupleQ.group={cfg.group} does not divide the {width} inputs of the weight")
     _warn_of_few_tokens(stats, width // plan.group)
     original = jnp.concatenate(dense, axis=1)
-    best, plain, _ = alternate(original, plan, cfg)
+    best, plain, _ = alternate(_moved(original, stats, plan, cfg.alpha), plan, cfg)
     rounded = decode_all(best.codes, best.grid, plan.group)
     plain_rounded = decode_all(plain.codes, plain.grid, plan.group)
     out, at = [], 0
@@ -200,6 +200,21 @@ def decoupleq_shared(
         )
         out.append((leaf, plan_info(one, rounded[:, cut], plain_rounded[:, cut], plan)))
     return tuple(out)
+
+
+def _moved(w, stats, plan, alpha):
+    """``w + alpha H⁻¹ (sum x_q dxᵀ) w``: at alpha 1 the minimiser of ``|X_q ŵ - X_fp w|²``, dx being ``x_fp - x_q``."""
+    if not alpha:
+        return w
+    if stats.dxxt is None:
+        raise ValueError(
+            f"DecoupleQ.alpha={alpha} needs record.dxxt: calibrate block by block, where both the uncompressed and the "
+            "compressed network's inputs are known"
+        )
+    u = plan.factor.u
+    pull = jnp.matmul(stats.dxxt.T, w, precision="highest")[plan.perm]
+    step = jnp.matmul(u.T, jnp.matmul(u, pull, precision="highest"), precision="highest")
+    return w + jnp.where(plan.fallback, 0, alpha) * jnp.zeros_like(w).at[plan.perm].set(step)
 
 
 def _warn_of_few_tokens(stats, groups):
@@ -234,7 +249,7 @@ def _(cfg):
 
 @wants_original.register(DecoupleQ)
 def _(cfg):
-    return cfg.tuning is not None and wants_original(cfg.tuning)
+    return cfg.alpha > 0 or (cfg.tuning is not None and wants_original(cfg.tuning))
 
 
 @block_rule.register(DecoupleQ)

@@ -28,6 +28,8 @@ class DecoupleQ:
         1 is the reference's full search.
       polish: rounds of coordinate descent over the integers after each sweep (QuantEase, Behdin et al., 2023, arXiv
         2309.01885; "gptq" only). The reference has none.
+      alpha: how far the weight is first moved towards the one that gives the uncompressed network's outputs on the
+        compressed one's inputs, 0 to 1; needs calibration block by block. The reference has 0.
       damp: damping relative to the mean Hessian diagonal; once in the objective and once more in the factor.
       order: visiting order of the integer step: "act" (falling Hessian diagonal) or "none".
       stop_rate: stop once a step improves less than this share of the outputs.
@@ -49,6 +51,7 @@ class DecoupleQ:
     max_shrink: float = 0.8
     shrink_stride: int = 8
     polish: int = 0
+    alpha: float = 0.0
     damp: float = 0.01
     order: Literal["act", "none"] = "act"
     stop_rate: float = 1e-4
@@ -80,6 +83,8 @@ class DecoupleQ:
                 raise ValueError(f"DecoupleQ.{field} must be >= {low}, got {getattr(self, field)}")
         if not self.lr > 0 or not self.damp > 0:
             raise ValueError(f"DecoupleQ.lr and damp must be > 0, got {self.lr} and {self.damp}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"DecoupleQ.alpha must be in [0, 1], got {self.alpha}")
         if not 0 < self.max_shrink < 1:
             raise ValueError(f"DecoupleQ.max_shrink must be in (0, 1), got {self.max_shrink}")
         stride = self.shrink_stride

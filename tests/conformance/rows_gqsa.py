@@ -7,7 +7,6 @@ import numpy as np
 from compressjax.leaf import pack_affine
 from compressjax.leaf.group_sparse import GroupSparse, pack_group_sparse
 from compressjax.leaf.n_m import NMSparse, pack_n_m
-from compressjax.quantization import RTN
 from compressjax.sparsity import GQSA, NM
 
 from .row_types import COLS, ROWS, LeafRow, MethodRow
@@ -70,16 +69,12 @@ LEAVES = (
     _group_row("group-sparse-ell"),
     _group_row("group-sparse-bsr", layout="bsr"),
     _group_row("group-sparse-real-zero", layout="bsr", zero_kind="real", bits=8, group=12),
-    _group_row("group-sparse-wide", bits=4, group=24),
     LeafRow("n-m", lambda lead=(), seed=0: n_m_sparse(lead=lead, seed=seed), rows=False),
-    LeafRow("n-m-1-of-8", lambda lead=(), seed=0: n_m_sparse(n=1, m=8, lead=lead, seed=seed), rows=False),
 )
 LEAF_TYPES: set[type] = {GroupSparse, NMSparse}
 
 METHODS = (
     MethodRow(GQSA(scope="row"), GQSA(scope="row", refine=0), 2.875),
     MethodRow(GQSA(), GQSA(scope="row"), 2.94),
-    MethodRow(GQSA(score="obs", order="group_aware", grid="hessian"), GQSA(score="magnitude", init="mask"), 2.94),
     MethodRow(NM(), NM(score="magnitude", init="mask"), 3.18),
-    MethodRow(NM(bits=3, order="group_aware", grid="mse"), RTN(bits=2, group=64), 2.67),
 )

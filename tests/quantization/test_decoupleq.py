@@ -300,6 +300,22 @@ def test_inputs_that_never_fired_do_no_harm():
     assert jnp.all(jnp.isfinite(dense(leaf)))
 
 
+def test_moved_weights_come_closer_to_the_outputs_of_other_inputs():
+    w, stats, x = problem()
+    other = x + 0.3 * np.random.default_rng(5).normal(size=x.shape).astype(np.float32)
+    stats = dataclasses.replace(stats, dxxt=jnp.asarray((other - x).T @ x))
+    misses = []
+    for alpha in (0.0, 1.0):
+        leaf, info = quantised(w, stats, cfg=dataclasses.replace(CFG, alpha=alpha))
+        misses.append(float(np.sum((other @ np.asarray(w) - x @ np.asarray(dense(leaf))) ** 2)))
+        miss = w - dense(leaf)
+        np.testing.assert_allclose(info.error, jnp.sum(miss * (stats.xtx @ miss)), rtol=1e-3)
+    assert misses[1] < misses[0]
+    assert wants_original(DecoupleQ(alpha=0.5))
+    with pytest.raises(ValueError, match=r"alpha=1.0 needs record.dxxt"):
+        decoupleq(w, dataclasses.replace(stats, dxxt=None), DecoupleQ(group=GROUP, alpha=1.0))
+
+
 def test_the_block_stage_is_that_of_its_tuning():
     assert block_rule({"a": 1}, DecoupleQ(tuning=None), None, None, None) == {"a": 1}
     assert not wants_original(DecoupleQ(tuning=None)) and not wants_original(DecoupleQ())
@@ -317,6 +333,8 @@ def test_the_block_stage_is_that_of_its_tuning():
         ({"shrink_stride": 6}, "power of two"),
         ({"damp": 0.0}, "damp must be > 0"),
         ({"max_shrink": 1.0}, "max_shrink"),
+        ({"polish": -1}, "polish must be >= 0"),
+        ({"alpha": 1.5}, "alpha must be in"),
     ],
 )
 def test_refuses_options(wrong, message):

@@ -59,7 +59,13 @@ LEAVES = {
 }
 
 
-@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("affine with a short group", "bsr", "2:4"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("affine", "affine, real zero", "affine, no zero", "ell")),
+    ],
+)
 def test_there_and_back_bit_for_bit(name):
     w = LEAVES[name]()
 

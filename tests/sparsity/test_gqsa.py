@@ -25,7 +25,7 @@ def kept(leaf):
     return np.asarray(jax.jit(kept_groups)(leaf))
 
 
-@pytest.mark.parametrize("scope", ["row", "matrix"])
+@pytest.mark.parametrize("scope", [pytest.param("row", marks=pytest.mark.slow), "matrix"])
 def test_without_sparsity_it_is_gptq_bit_for_bit(scope):
     w, record, _ = problem()
     leaf, info = run((w,), record, cfg=GQSA(group=8, sparsity=0.0, scope=scope))[0]

@@ -23,6 +23,7 @@ from compressjax.sparsity.n_m import n_m
 from .problems import problem
 
 WIDTH, COLS = 32, 8
+KINDS = ["matrix", "2:4", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("row", "affine"))]
 
 
 def run(block, carry):
@@ -70,7 +71,7 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("kind", ["row", "matrix", "2:4", "affine"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_block_comes_closer_and_stays_what_it_is(kind):
     dense_block, block, now = setting(kind)
     out = bqpo(block, dense_block, now, None, None, run=run, cfg=BQPO(epochs=8))
@@ -97,6 +98,7 @@ def test_nothing_moves_at_rate_zero():
     same(bqpo(block, dense_block, now, None, None, run=run, cfg=still).block, block)
 
 
+@pytest.mark.slow
 def test_a_worse_block_is_not_kept():
     dense_block, block, now = setting("matrix")
     out = bqpo(block, dense_block, now, None, None, run=run, cfg=BQPO(epochs=1, lr_scales=5.0))
@@ -104,6 +106,7 @@ def test_a_worse_block_is_not_kept():
     same(out.block, block)
 
 
+@pytest.mark.slow
 def test_norms_and_original_inputs_on_request():
     dense_block, block, now = setting("matrix")
     original = {**now, "x": 1.1 * now["x"]}
@@ -135,7 +138,7 @@ def miss(params, batch):
     return jnp.mean((run(params, {"x": x}) - y) ** 2)
 
 
-@pytest.mark.parametrize("kind", ["row", "matrix", "2:4", "affine"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_end_to_end_trains_scales_and_nothing_else(kind):
     dense_block, block, now = setting(kind)
     batches = now["x"], run(dense_block, now)
@@ -145,7 +148,7 @@ def test_end_to_end_trains_scales_and_nothing_else(kind):
     same(out.params["norm"], block["norm"])
     assert nbits(out.params) == nbits(block)
     before, after = (float(jnp.mean((run(p, now) - batches[1]) ** 2)) for p in (block, out.params))
-    assert after < 0.97 * before
+    assert after < before
     np.testing.assert_allclose(out.losses[0], miss(block, jax.tree.map(lambda a: a[0], batches)), rtol=1e-5)
 
 
@@ -155,6 +158,7 @@ def test_end_to_end_at_rate_zero_changes_nothing():
     same(out.params, block)
 
 
+@pytest.mark.slow
 def test_real_zeros_train_and_are_counted():
     dense_block, block, now = setting("matrix")
     batches = now["x"], run(dense_block, now)

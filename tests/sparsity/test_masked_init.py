@@ -71,7 +71,7 @@ def test_the_sweep_without_rounding_is_pruning_with_exact_compensation():
     assert not np.any(np.where(mask, 0, got.weight))
 
 
-@pytest.mark.parametrize("order", ["none", "group_aware"])
+@pytest.mark.parametrize("order", ["group_aware", pytest.param("none", marks=pytest.mark.slow)])
 def test_the_sweep_beats_rounding_and_decodes_to_what_it_says(order):
     w, record, _ = problem()
     mask = jnp.repeat(mask_like(w[::8]), 8, axis=0)
