@@ -39,7 +39,7 @@ quickstart: $(READY) ## compress a real 135M language model to 3 bits and write 
 	$(BIN)/python -m compressjax quickstart
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0 $(PYTEST_ARGS)
 
 test-slow: $(READY) ## run the tests that take long
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

