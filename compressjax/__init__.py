@@ -10,18 +10,22 @@ from compressjax._version import __version__
 
 if TYPE_CHECKING:
     from compressjax.calibration import calibrate
+    from compressjax.factorization import lowrank
     from compressjax.ops import dense, matmul, nbits
     from compressjax.quantization import quantize
+    from compressjax.sparsity import sparsify
 
-__all__ = ["__version__", "calibrate", "dense", "matmul", "nbits", "quantize"]
+__all__ = ["__version__", "calibrate", "dense", "lowrank", "matmul", "nbits", "quantize", "sparsify"]
 
 # Looked up at first use, so that the command line answers --help without waiting for jax.
 _VERBS = {
     "calibrate": "compressjax.calibration",
     "dense": "compressjax.ops",
+    "lowrank": "compressjax.factorization",
     "matmul": "compressjax.ops",
     "nbits": "compressjax.ops",
     "quantize": "compressjax.quantization",
+    "sparsify": "compressjax.sparsity",
 }
 
 

@@ -3,6 +3,7 @@
 A method is one line in the table: its config becomes flags by itself.
 """
 
+import ast
 import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "comet": "compressjax.quantization:COMET",
         "decoupleq": "compressjax.quantization:DecoupleQ",
         "gqsa": "compressjax.sparsity:GQSA",
+        "nm": "compressjax.sparsity:NM",
         "nupes": "compressjax.quantization:NUPES",
         "powerquant": "compressjax.quantization:PowerQuant",
         "rtn": "compressjax.quantization:RTN",
@@ -86,6 +88,13 @@ def _value(text: str, default: Any, where: str) -> Any:
         if text.lower() not in ("true", "false"):
             raise ValueError(f"{where} must be true or false, got {text!r}")
         return text.lower() == "true"
+    if default is None:  # its type is not in the default; the config checks what it gets
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+    if not isinstance(default, (int, float, str)):
+        raise ValueError(f"{where} has parts of its own and cannot be set in a rule; set it from Python")
     try:
         return type(default)(text)
     except ValueError:

@@ -2,6 +2,8 @@
 
 from compressjax.leaf.affine import Affine, pack_affine, unpack_codes, unpack_zeros
 from compressjax.leaf.codebook import Codebook, pack_codebook, unpack_indices
+from compressjax.leaf.group_sparse import GroupSparse, pack_group_sparse
+from compressjax.leaf.n_m import NMSparse, pack_n_m
 from compressjax.leaf.outliers import Outliers, outlier_mask, pack_outliers, trim_outliers
 from compressjax.leaf.power import Power, pack_power
 from compressjax.leaf.registration import is_leaf, leaf
@@ -14,6 +16,8 @@ from compressjax.leaf.w4ax import W4Ax, pack_w4ax
 __all__ = [
     "Affine",
     "Codebook",
+    "GroupSparse",
+    "NMSparse",
     "Outliers",
     "Power",
     "SignLowRank",
@@ -27,6 +31,8 @@ __all__ = [
     "outlier_mask",
     "pack_affine",
     "pack_codebook",
+    "pack_group_sparse",
+    "pack_n_m",
     "pack_outliers",
     "pack_power",
     "pack_two_level",

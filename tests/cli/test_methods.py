@@ -40,6 +40,13 @@ def test_a_pattern_given_twice_is_refused():
         parse_rules(["a=rtn", "a=gptq"])
 
 
+def test_fields_without_a_default_value_and_with_parts():
+    rules = parse_rules(["a=nupes:exponent=0.5,act_bits=8", "b=squeezellm:refine=sweep"])
+    assert (rules["a"].exponent, rules["a"].act_bits, rules["b"].refine) == (0.5, 8, "sweep")
+    with pytest.raises(ValueError, match="bqpo has parts of its own"):
+        parse_rules(["a=gqsa:bqpo=1"])
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_has_flags_of_its_own(name):
     """A field named like a flag of the command itself would take its place."""
