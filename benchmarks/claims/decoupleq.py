@@ -16,7 +16,7 @@ from benchmarks import language_model as lm
 from benchmarks.claims.harness import Part, Row, asserted, not_comparable, printed
 from benchmarks.matrix_errors import errors, hessians, pick_layers
 from compressjax.models import LlamaBlocks
-from compressjax.quantization import GPTQ, RTN, DecoupleQ, quantize
+from compressjax.quantization import GPTQ, RTN, DecoupleQ
 from compressjax.sequential import quantize_blockwise
 from compressjax.training import BlockTuning
 
@@ -55,6 +55,18 @@ _HESSIAN_NOTE = (
 )
 
 
+def _arms(quick: bool) -> dict[str, Any]:
+    """What is compared; a quick run compiles the published method and its nearest baselines only."""
+    if quick:
+        return {name: _BASELINES[name] for name in ("GPTQ minmax", "GPTQ mse")} | {_ORIGINAL: _OURS[_ORIGINAL]}
+    return {"RTN": RTN(bits=2, group=_SAME_BITS), **_BASELINES, **_OURS}
+
+
+def _pairs(methods: dict[str, Any], *pairs: tuple[str, str]) -> list[tuple[str, str]]:
+    """The pairs (worse, better) of which both are measured."""
+    return [pair for pair in pairs if pair[0] in methods and pair[1] in methods]
+
+
 def output_error(quick: bool) -> list[Row]:
     """Relative output error over three layers, every matrix by itself, on calibration and on held-out tokens."""
     bed = lm.smollm2(2 if quick else None)
@@ -67,14 +79,17 @@ def output_error(quick: bool) -> list[Row]:
         "decoupleQ, one group": DecoupleQ(bits=2, group=-1, tuning=None),
         "GPTQ mse, groups of 288": _gptq("mse", 288),
     }
-    methods = {"RTN": RTN(bits=2, group=_SAME_BITS), **_BASELINES, **_OURS, **by_output}
+    methods = _arms(quick)
     if not quick:
-        methods |= {f"decoupleQ, {n} iterations": DecoupleQ(bits=2, max_iters=n, tuning=None) for n in (1, 2)}
+        methods |= by_output | {
+            f"decoupleQ, {n} iterations": DecoupleQ(bits=2, max_iters=n, tuning=None) for n in (1, 2)
+        }
     found = {name: errors(some, cfg, seen, unseen) for name, cfg in methods.items()}
     rows = []
     for tokens, field in (("calibration tokens", "seen"), ("held-out tokens", "unseen")):
         mean = {name: float(np.mean(getattr(pair, field))) for name, pair in found.items()}
-        for worse, better in (
+        for worse, better in _pairs(
+            methods,
             ("RTN", "GPTQ minmax"),
             ("GPTQ minmax", _ORIGINAL),
             ("GPTQ mse", _ORIGINAL),
@@ -83,12 +98,13 @@ def output_error(quick: bool) -> list[Row]:
         ):
             name = f"output error, {better} under {worse} ({tokens})"
             rows.append(asserted(name, baseline=mean[worse], ours=mean[better], unit="relative"))
-        name = f"output error, {_ORIGINAL} against GPTQ hessian ({tokens})"
-        values = {"baseline": mean["GPTQ hessian"], "ours": mean[_ORIGINAL], "unit": "relative"}
-        rows.append(printed(name, **values, why=_HESSIAN_NOTE))
+        if "GPTQ hessian" in mean:
+            name = f"output error, {_ORIGINAL} against GPTQ hessian ({tokens})"
+            values = {"baseline": mean["GPTQ hessian"], "ours": mean[_ORIGINAL], "unit": "relative"}
+            rows.append(printed(name, **values, why=_HESSIAN_NOTE))
         rows += [
-            printed(f"output error | {name} | {tokens}", ours=mean[name], baseline=mean["RTN"], why="value")
-            for name in mean
+            printed(f"output error | {name} | {tokens}", ours=value, baseline=mean["GPTQ minmax"], why="value")
+            for name, value in mean.items()
         ]
     return rows
 
@@ -115,13 +131,11 @@ def perplexity(quick: bool) -> list[Row]:
     count, windows, length = (2, 2, 64) if quick else (32, 8, 512)
     tokens, text = lm.calibration("wikipedia:train", count, length), lm.held_out("wikipedia:test", windows, length)
     plain = lm.perplexity_of(bed, bed.params, text)
-    scored = {
-        "RTN": _Scored(bed, quantize(bed.params, RTN(bits=2, group=_SAME_BITS)), text),
-        **{name: _Scored(bed, _compressed(bed, cfg, tokens), text) for name, cfg in {**_BASELINES, **_OURS}.items()},
-    }
+    scored = {name: _Scored(bed, _compressed(bed, cfg, tokens), text) for name, cfg in _arms(quick).items()}
     on = f"wikipedia:test, {windows} x {length}"
     rows = [printed(f"perplexity, float32 ({on})", ours=plain, why="reference", bits=32.0)]
-    for worse, better in (
+    for worse, better in _pairs(
+        scored,
         ("RTN", "GPTQ minmax"),
         ("GPTQ minmax", "GPTQ mse"),
         ("GPTQ mse", _ORIGINAL),
@@ -130,8 +144,9 @@ def perplexity(quick: bool) -> list[Row]:
         rows.append(asserted(f"perplexity, {better} under {worse} ({on})", **scored[better].against(scored[worse])))
     share = math.log(scored[_ORIGINAL].value / plain) / math.log(scored["GPTQ minmax"].value / plain)
     rows.append(asserted(GAP, baseline=1.0, ours=share, limit=0.7, strict=False, unit="of the gap"))
-    name = f"perplexity, {_ORIGINAL} against GPTQ hessian ({on})"
-    rows.append(printed(name, **scored[_ORIGINAL].against(scored["GPTQ hessian"]), why=_HESSIAN_NOTE))
+    if "GPTQ hessian" in scored:
+        name = f"perplexity, {_ORIGINAL} against GPTQ hessian ({on})"
+        rows.append(printed(name, **scored[_ORIGINAL].against(scored["GPTQ hessian"]), why=_HESSIAN_NOTE))
     return rows
 
 
@@ -140,8 +155,8 @@ def tuned(quick: bool) -> list[Row]:
     bed = lm.smollm2(2 if quick else None)
     count, windows, length = (2, 2, 64) if quick else (32, 8, 512)
     tokens, text = lm.calibration("wikipedia:train", count, length), lm.held_out("wikipedia:test", windows, length)
-    ours = {t: _Scored(bed, _compressed(bed, _OURS[_POLISHED], tokens, t), text) for t in (None, TUNING)}
-    other = {t: _Scored(bed, _compressed(bed, _gptq("hessian"), tokens, t), text) for t in (None, TUNING)}
+    methods = _OURS[_POLISHED], _gptq("hessian")
+    ours, other = ({t: _Scored(bed, _compressed(bed, cfg, tokens, t), text) for t in (None, TUNING)} for cfg in methods)
     on = f"wikipedia:test, {windows} x {length}"
     return [
         asserted(f"perplexity, decoupleQ, tuned under untuned ({on})", **ours[TUNING].against(ours[None])),

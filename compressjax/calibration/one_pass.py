@@ -50,6 +50,8 @@ def calibrate(
     for done, batch in enumerate(batches, 1):
         if owner is None:
             owner = shared_inputs(apply_fn, params, batch, patterns)
+            if isinstance(cfg, Fisher):  # gradients belong to each weight, not to the input that several read
+                owner = {path: path for path in owner}
         part = _calibrate_jit(apply_fn, cfg, tuple(sorted(owner.items())), params, batch)
         total = part if total is None else total.merge(part)
         if progress is not None:

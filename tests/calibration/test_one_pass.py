@@ -176,3 +176,23 @@ def test_refusals(setting):
         calibrate(apply, params, [{"x": x, "mask": jnp.ones((2, 5), bool)}])
     with pytest.raises(ValueError, match="statistics of blocks/.* are not finite"):
         calibrate(apply, params, [{"x": x.at[0, 0, 0].set(jnp.nan)}])
+
+
+def test_fisher_is_each_weights_own_even_where_they_read_one_input():
+    rng = np.random.default_rng(5)
+    params = {name: {"kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)} for name in ("gate", "up")}
+    x = jnp.asarray(rng.normal(size=(2, 6, 4)), jnp.float32)
+
+    def apply(params, batch):
+        return matmul(batch, params["gate"]["kernel"]) * jnp.tanh(matmul(batch, params["up"]["kernel"]))
+
+    def loss(outputs, batch):
+        return jnp.sum(outputs**2, axis=(1, 2))
+
+    stats = calibrate(apply, params, [x], Fisher(loss=loss))
+    for name in params:
+        squares = jnp.zeros((4, 3))
+        for row in x:
+            gradient = jax.grad(lambda p, row=row: loss(apply(p, row[None]), row[None])[0])(params)[name]["kernel"]
+            squares = squares + gradient**2
+        np.testing.assert_allclose(stats[f"{name}/kernel"].fisher, squares, rtol=1e-4)

@@ -133,7 +133,8 @@ def text(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def method() -> tuple[object, ...]:
     """The flags of the method that the quickstart uses, so that all tests share its compiled programs."""
-    return ("--method", "gptq", "--bits", 3, "--group", 16, "--grid", "mse")
+    best = ("--grid", "hessian", "--asymmetric", "target", "--alpha", 0.5)
+    return ("--method", "gptq", "--bits", 3, "--group", 16, *best)
 
 
 @pytest.fixture(scope="session")

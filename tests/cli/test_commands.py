@@ -54,7 +54,7 @@ def test_compress_prints_tables(command, tiny, text, tmp_path, method):
     words = ("compress", tiny, *method, "--calibration", text, "--windows", 8, "--length", 32)
     ended = command(*words, "--out", tmp_path / "out")
     assert ended.code == 0
-    assert "GPTQ(bits=3, group=16, grid=mse)" in ended.out
+    assert "GPTQ(bits=3, group=16, grid=hessian, asymmetric=target, alpha=0.5)" in ended.out
     assert "Bits per weight" in ended.out and "Largest errors" in ended.out and "kernel" in ended.out
     assert "no better than rounding" not in ended.out
 
