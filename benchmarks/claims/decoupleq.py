@@ -44,14 +44,25 @@ _OURS = {
 _SAME_BITS = 36  # inputs a group of GPTQ at which scale and zero cost 18/36 bits, decoupleQ's 32/64
 
 
-def _gptq(grid: Literal["minmax", "mse", "hessian"], group: int = _SAME_BITS, bits: int = 2) -> GPTQ:
-    return GPTQ(bits=bits, group=group, grid=grid)
+def _gptq(grid: Literal["minmax", "mse", "hessian"], group: int = _SAME_BITS) -> GPTQ:
+    return GPTQ(bits=2, group=group, grid=grid)
 
 
 _BASELINES = {"GPTQ minmax": _gptq("minmax"), "GPTQ mse": _gptq("mse"), "GPTQ hessian": _gptq("hessian")}
 _HESSIAN_NOTE = (
-    "GPTQ's hessian grids are this library's own and stronger than those the paper compares with; the published "
-    "alternation need not beat them, with coordinate descent after its sweeps it does"
+    "GPTQ's hessian grids are this library's own and stronger than those the paper compares with; coordinate descent "
+    "after the sweeps is in neither paper"
+)
+
+_PUBLISHED = (
+    not_comparable(
+        "LLaMA-7B, 2 bits, one group per output: WikiText-2 perplexity",
+        baseline=9.49,
+        why="the model does not fit here; fp16 has 5.68",
+    ),
+    not_comparable(
+        "ResNet-18, 2 bits: ImageNet top-1", baseline=64.134, unit="%", why="needs ImageNet; float has 69.76"
+    ),
 )
 
 
@@ -93,20 +104,17 @@ def output_error(quick: bool) -> list[Row]:
             ("RTN", "GPTQ minmax"),
             ("GPTQ minmax", _ORIGINAL),
             ("GPTQ mse", _ORIGINAL),
-            ("GPTQ hessian", _POLISHED),
+            ("GPTQ hessian", _ORIGINAL),
+            (_ORIGINAL, _POLISHED),
             ("GPTQ mse, groups of 288", "decoupleQ, one group"),
         ):
             name = f"output error, {better} under {worse} ({tokens})"
             rows.append(asserted(name, baseline=mean[worse], ours=mean[better], unit="relative"))
-        if "GPTQ hessian" in mean:
-            name = f"output error, {_ORIGINAL} against GPTQ hessian ({tokens})"
-            values = {"baseline": mean["GPTQ hessian"], "ours": mean[_ORIGINAL], "unit": "relative"}
-            rows.append(printed(name, **values, why=_HESSIAN_NOTE))
         rows += [
             printed(f"output error | {name} | {tokens}", ours=value, baseline=mean["GPTQ minmax"], why="value")
             for name, value in mean.items()
         ]
-    return rows
+    return [*rows, *_PUBLISHED]
 
 
 class _Scored:
@@ -169,10 +177,22 @@ def tuned(quick: bool) -> list[Row]:
     ]
 
 
+def _aimed(bits: int, group: int) -> DecoupleQ:
+    return DecoupleQ(bits=bits, group=group, polish=4, alpha=0.5, tuning=None)
+
+
+def _gptq_aimed(bits: int, group: int) -> GPTQ:
+    return GPTQ(bits=bits, group=group, grid="hessian", asymmetric="target", alpha=0.5)
+
+
+# Both methods aim at the uncompressed network's outputs, in the closed form and in the tuning. Chosen on the first four
+# blocks: relative error of their output on held-out text .0509 without, .0419 with tuning on the block's own inputs,
+# .0327 with both.
+_ORIGINAL_TARGET = BlockTuning(epochs=4, target="original")
 _WIKITEXT2 = {  # bits -> decoupleQ, and GPTQ at no fewer bits
-    3: (DecoupleQ(bits=3, group=96, polish=4, tuning=None), _gptq("hessian", 57, 3)),
-    2: (DecoupleQ(bits=2, group=96, polish=4, tuning=None), _gptq("hessian", 54)),
-    1: (DecoupleQ(bits=1, group=64, polish=4, tuning=None), None),
+    3: (_aimed(3, 96), _gptq_aimed(3, 57)),
+    2: (_aimed(2, 96), _gptq_aimed(2, 54)),
+    1: (_aimed(1, 64), DecoupleQ(bits=1, group=64, max_iters=1, alpha=0.5, tuning=None)),
 }
 
 
@@ -185,28 +205,10 @@ def wikitext2(bits: int, quick: bool) -> list[Row]:
     tokens = lm.calibration("wikitext2:valid", *((2, 64) if quick else (32, 512)))
     text = lm.held_out("wikitext2:test", *((2, 64) if quick else (30, 1024)))
     cfg, baseline = _WIKITEXT2[bits]
-    ours = _Scored(bed, _compressed(bed, cfg, tokens, TUNING), text)
-    name = f"WikiText-2 perplexity, {bits} bits, tuned"
-    if baseline is None:
-        why = "no uniform baseline goes below 2 bits here; shows whether a model this small still speaks"
-        return [printed(name, ours=ours.value, bits=ours.bits, why=why)]
-    other = _Scored(bed, _compressed(bed, baseline, tokens, TUNING), text)
-    note = "GPTQ on hessian grids with the same tuning, at no fewer bits"
-    return [asserted(name, **ours.against(other), note=note)]
-
-
-def published(quick: bool) -> list[Row]:
-    """The paper's own figures."""
-    return [
-        not_comparable(
-            "LLaMA-7B, 2 bits, one group per output: WikiText-2 perplexity",
-            baseline=9.49,
-            why="the model does not fit here; fp16 has 5.68",
-        ),
-        not_comparable(
-            "ResNet-18, 2 bits: ImageNet top-1", baseline=64.134, unit="%", why="needs ImageNet; float has 69.76"
-        ),
-    ]
+    ours, other = (_Scored(bed, _compressed(bed, m, tokens, _ORIGINAL_TARGET), text) for m in (cfg, baseline))
+    grids = "min-max" if bits == 1 else "hessian"
+    note = f"against GPTQ on {grids} grids with the same target and tuning, at no fewer bits"
+    return [asserted(f"WikiText-2 perplexity, {bits} bits, tuned", **ours.against(other), note=note)]
 
 
 PARTS = {
@@ -217,9 +219,8 @@ PARTS = {
         f"wikitext2-{bits}": Part(
             run=functools.partial(wikitext2, bits),
             about=f"WikiText-2 protocol, {bits} bits, tuned",
-            minutes=15 if bits == 1 else 25,
+            minutes=25,
         )
         for bits in (3, 2, 1)
     },
-    "published": Part(run=published, about="the paper's figures", minutes=0.1),
 }

@@ -7,7 +7,8 @@ Then the block stage trains ``(s, z)`` and the norms against the block's origina
 
 Departures from the reference: float32 with a refinement step for float64; every step works on scales and zeros as they
 will be stored, so that what is accepted is what is decoded; damping grows as in ``numerics.linalg.hessian_factor``; the
-search for the shrunken range goes from coarse to fine unless ``shrink_stride=1``.
+search for the shrunken range goes from coarse to fine unless ``shrink_stride=1``. ``polish`` and ``alpha``, off by
+default, are additions.
 """
 
 import dataclasses
