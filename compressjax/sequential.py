@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from compressjax.calibration.records import Record, merge
-from compressjax.calibration.statistics import gram, measure
+from compressjax.calibration.statistics import measure
 from compressjax.driver import (
     BlockInputs,
     MatrixInfo,
@@ -26,8 +26,9 @@ from compressjax.driver import (
     statistic_for,
     wants_original,
 )
-from compressjax.freed_memory import compile_then_run, return_freed_memory
+from compressjax.freed_memory import compile_then_run
 from compressjax.models.blockwise import Blockwise
+from compressjax.numerics.linalg import gram
 from compressjax.select import replace, resolve, weights
 
 
@@ -57,7 +58,7 @@ class Calibration(NamedTuple):
     mask: jax.Array | None
 
 
-def in_chunks(tokens: ArrayLike, mask: ArrayLike | None = None, batch: int = 4) -> Calibration:
+def in_chunks(tokens: ArrayLike, mask: ArrayLike | None = None, batch: int = 2) -> Calibration:
     """Cuts calibration tokens ``[N, T]`` into chunks of ``batch`` rows; a last, short chunk is filled up and masked.
 
     Raises:
@@ -133,15 +134,21 @@ def _advance(advance, statistics, block, carry, original_block, original_carry, 
         record, c, c_original = chunk(*args)
         samples = record.samples
         record = dataclasses.replace(record, samples=None)
-        return merge(total, record), (c, c_original, samples)
+        changed = _changed(c, args[0]), _changed(c_original, args[1])
+        return merge(total, record), (*changed, samples)
 
     chunks = (carry, original_carry, mask)
     shapes = jax.eval_shape(lambda a: chunk(*a)[0], jax.tree.map(lambda a: a[0], chunks))
     blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), dataclasses.replace(shapes, samples=None))
-    total, (carry, original_carry, samples) = jax.lax.scan(step, blank, chunks)
+    total, (changed, original_changed, samples) = jax.lax.scan(step, blank, chunks)
     if samples is not None:
         total = dataclasses.replace(total, samples=samples.reshape(-1, samples.shape[-1]))
-    return total, carry, original_carry
+    return total, changed, original_changed
+
+
+def _changed(new, old):
+    """The entries that a stage wrote; copying the others through the loop would cost more than some stages do."""
+    return None if new is None else {name: value for name, value in new.items() if value is not old.get(name)}
 
 
 def _joined(records):
@@ -203,7 +210,7 @@ def compress_blocks(
         for number, stage in enumerate(model.stages):
             todo = [p for p in stage.weights if p in chosen]
             statistics = tuple(dict.fromkeys(s for s in (statistic_for(chosen[p]) for p in todo) if s is not None))
-            record, carry, original_carry = compile_then_run(
+            record, changed, original_changed = compile_then_run(
                 _advance,
                 stage.advance,
                 statistics,
@@ -213,15 +220,14 @@ def compress_blocks(
                 None if original is None else original.carry,
                 calibration.mask,
             )
-            now = now._replace(carry=carry)
-            original = None if original is None else original._replace(carry=original_carry)
+            now = now._replace(carry=now.carry | changed)
+            original = None if original is None else original._replace(carry=original.carry | original_changed)
             if old is not None or not todo:
                 continue
             stage_key = None if key is None else jax.random.fold_in(key, index * len(model.stages) + number)
             leaves, stage_infos = _compress_stage(index, dense_block, todo, chosen, record, stage_key)
             now = now._replace(block=replace(now.block, leaves))
             infos.update(stage_infos)
-            return_freed_memory()
         tuners = [m for m in (*dict.fromkeys(chosen.values()), tuning) if block_rule.knows(m)] if old is None else []
         for number, method in enumerate(tuners):
             start = {"x": hidden, **masks}
@@ -275,7 +281,7 @@ def quantize_blockwise(
     mask: ArrayLike | None = None,
     rules: Mapping[str, Any] | None = None,
     tuning: Any = None,
-    batch: int = 4,
+    batch: int = 2,
     key: jax.Array | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Any, dict[str, MatrixInfo]]:

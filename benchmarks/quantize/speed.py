@@ -32,7 +32,7 @@ def gram_flops(cfg: LlamaConfig, windows: int, length: int) -> float:
     return cfg.num_layers * windows * length * float(sum(width * (width + 1) for width in widths))
 
 
-def measure(bed: lm.TestBed, windows: int, length: int, batch: int = 4) -> dict:
+def measure(bed: lm.TestBed, windows: int, length: int, batch: int = 2) -> dict:
     """Both rates in the same process, compilation excluded, best of two."""
     tokens = jnp.asarray(lm.calibration("wikipedia:train", windows, length))
     plain = _best(lambda: _plain(bed, tokens, batch))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from compressjax.calibration.records import Record
 from compressjax.dispatch import verb
+from compressjax.numerics.linalg import gram
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,25 +75,6 @@ def _rows(x, mask):
         raise ValueError(f"mask has {keep.shape[0]} entries for inputs of {x.shape[0]} rows")
     keep = keep.astype(bool)
     return jnp.where(keep[:, None], x, jnp.float32(0)), jnp.sum(keep, dtype=jnp.float32)
-
-
-def gram(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
-    """``xᵀ y`` in float32 at full precision; for ``y`` None the symmetric ``xᵀ x``, at about half the work.
-
-    The symmetric product is built from blocks of columns: only those on and above the diagonal are multiplied.
-    """
-    if y is not None or x.shape[1] < 256:
-        other = x if y is None else y
-        return jnp.matmul(x.T, other, precision="highest")
-    width = x.shape[1]
-    edges = [round(width * i / 4) for i in range(5)]
-    blocks: list[list[jax.Array]] = [[jnp.zeros((0, 0), jnp.float32)] * 4 for _ in range(4)]
-    for i in range(4):
-        for j in range(i, 4):
-            rows, cols = x[:, edges[i] : edges[i + 1]], x[:, edges[j] : edges[j + 1]]
-            blocks[i][j] = jnp.matmul(rows.T, cols, precision="highest")
-            blocks[j][i] = blocks[i][j].T
-    return jnp.concatenate([jnp.concatenate(row, axis=1) for row in blocks], axis=0)
 
 
 @measure.register(Hessian)

@@ -96,7 +96,7 @@ class Compress(Shared):
     calibration: str | None = None
     windows: int = 32
     length: int = 512
-    batch: int = 4
+    batch: int = 2
     rules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     overwrite: Switch = False
     restart: Switch = False

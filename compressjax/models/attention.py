@@ -99,24 +99,36 @@ def attend(
 
 def _attend(q, k, v, seen, past):
     b, t, heads, width = q.shape
-    grouped = q.reshape(b, t, k.shape[2], heads // k.shape[2], width)
-    scores = _scores(grouped, k, seen)
+    kv_heads = k.shape[2]
+    # The query heads of a key head are rows of one product: [B, K, G * T, d].
+    rows = (q * width**-0.5).reshape(b, t, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
+    scores = _scores(rows, k, seen)
     if past is not None:
-        scores = jnp.concatenate([_scores(grouped, past.k, past.seen), scores], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        scores = jnp.concatenate([_scores(rows, past.k, past.seen), scores], axis=-1)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
     if past is None:
         context = _average(weights, v)
     else:
         slots = past.k.shape[1]
         context = _average(weights[..., :slots], past.v) + _average(weights[..., slots:], v)
-    return context.reshape(b, t, heads * width).astype(q.dtype)
+    # Divided by the total here, where there are d numbers a query, and not as many as keys.
+    context = context / total
+    return context.transpose(0, 3, 1, 2, 4).reshape(b, t, heads * width).astype(q.dtype)
 
 
-def _scores(q_btkgd: jax.Array, k_bskd: jax.Array, seen: jax.Array) -> jax.Array:
-    scale = q_btkgd.shape[-1] ** -0.5
-    scores = jnp.einsum("btkgd,bskd->bkgts", q_btkgd, k_bskd.astype(q_btkgd.dtype), preferred_element_type=jnp.float32)
-    return jnp.where(seen[:, None, None], scores * scale, _UNSEEN)
+def _scores(rows: jax.Array, k: jax.Array, seen: jax.Array) -> jax.Array:
+    """``[B, K, G, T, d]`` and ``[B, S, K, d]`` to ``[B, K, G, T, S]`` in float32."""
+    b, kv_heads, groups, t, width = rows.shape
+    keys = k.astype(rows.dtype).transpose(0, 2, 3, 1)
+    flat = rows.reshape(b, kv_heads, groups * t, width)
+    scores = jnp.matmul(flat, keys, preferred_element_type=jnp.float32)
+    return jnp.where(seen[:, None, None], scores.reshape(b, kv_heads, groups, t, -1), _UNSEEN)
 
 
 def _average(weights: jax.Array, v: jax.Array) -> jax.Array:
-    return jnp.einsum("bkgts,bskd->btkgd", weights, v.astype(weights.dtype), preferred_element_type=jnp.float32)
+    """``[B, K, G, T, S]`` in float32 and ``[B, S, K, d]`` to ``[B, K, G, T, d]`` in float32."""
+    b, kv_heads, groups, t, slots = weights.shape
+    flat = weights.astype(v.dtype).reshape(b, kv_heads, groups * t, slots)
+    context = jnp.matmul(flat, v.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
+    return context.reshape(b, kv_heads, groups, t, -1)

@@ -1,4 +1,4 @@
-"""Factors of layer Hessians."""
+"""Products that make layer Hessians, and their factors."""
 
 from typing import NamedTuple
 
@@ -67,8 +67,9 @@ def hessian_factor(h: jax.Array, damp: float, damp_step: float, floor: float = 1
         ok = jnp.all(jnp.isfinite(u)) & jnp.all(jnp.diagonal(u) > 0)
         return attempt + 1, u, relative, added, ok
 
+    # The first attempt is a turn of the loop like any other, so that the factorisation is compiled once.
     zero = jnp.zeros((), wide.dtype)
-    start = try_once((jnp.int32(0), wide, zero, zero, jnp.bool_(False)))
+    start = (jnp.int32(0), wide, zero, zero, jnp.bool_(False))
     _, u, relative, added, ok = jax.lax.while_loop(lambda s: ~s[4] & (s[0] <= steps + 6), try_once, start)
     u = jnp.where(ok, u, jnp.eye(wide.shape[0], dtype=wide.dtype))
     return Factor(
@@ -79,8 +80,32 @@ def hessian_factor(h: jax.Array, damp: float, damp_step: float, floor: float = 1
     )
 
 
+def gram(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+    """``xᵀ y`` in float32 at full precision; for ``y`` None the symmetric ``xᵀ x``, at about half the work.
+
+    The symmetric product is built from blocks of columns: only those on and above the diagonal are multiplied.
+    """
+    if y is not None or x.shape[1] < 256:
+        other = x if y is None else y
+        return jnp.matmul(x.T, other, precision="highest")
+    width = x.shape[1]
+    edges = [round(width * i / 4) for i in range(5)]
+    blocks: list[list[jax.Array]] = [[jnp.zeros((0, 0), jnp.float32)] * 4 for _ in range(4)]
+    for i in range(4):
+        for j in range(i, 4):
+            rows, cols = x[:, edges[i] : edges[i + 1]], x[:, edges[j] : edges[j + 1]]
+            blocks[i][j] = jnp.matmul(rows.T, cols, precision="highest")
+            blocks[j][i] = blocks[i][j].T
+    return jnp.concatenate([jnp.concatenate(row, axis=1) for row in blocks], axis=0)
+
+
 def quadratic(error: jax.Array, h: jax.Array) -> jax.Array:
-    """``tr(Eᵀ H E)`` for ``E [in, out]``: squared output error of a weight error over the data behind ``H``."""
+    """``tr(Eᵀ H E)`` for ``E [in, out]``: squared output error of a weight error over the data behind ``H``.
+
+    Args:
+      error: ``[in, out]``, float32.
+      h: symmetric ``[in, in]``, float32.
+    """
     return jnp.sum(error * jnp.matmul(h, error, precision="highest"))
 
 

@@ -54,7 +54,7 @@ def compress_model(
     mask: np.ndarray | None = None,
     rules: Mapping[str, Any] | None = None,
     tuning: Any = None,
-    batch: int = 4,
+    batch: int = 2,
     restart: bool = False,
     overwrite: bool = False,
     note: Mapping[str, Any] | None = None,
