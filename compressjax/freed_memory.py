@@ -18,6 +18,13 @@ def _trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
+def return_freed_memory() -> None:
+    """Asks the C library for what it keeps of freed memory; does nothing where it is not glibc."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
 class _Compilations:
     """Counts what jax compiles in this process, from the first time someone asks."""
 
@@ -45,7 +52,6 @@ def compile_then_run(f: Any, *args: Any, **kwargs: Any) -> Any:
     compilations = _compilations()
     before = compilations.count
     f.lower(*args, **kwargs).compile()
-    trim = _trim()
-    if trim is not None and compilations.count > before:
-        trim(0)
+    if compilations.count > before:
+        return_freed_memory()
     return f(*args, **kwargs)

@@ -26,7 +26,7 @@ from compressjax.driver import (
     statistic_for,
     wants_original,
 )
-from compressjax.freed_memory import compile_then_run
+from compressjax.freed_memory import compile_then_run, return_freed_memory
 from compressjax.models.blockwise import Blockwise
 from compressjax.numerics.linalg import gram
 from compressjax.select import replace, resolve, weights
@@ -194,8 +194,11 @@ def compress_blocks(
       ValueError: for a rule that matches nothing, NaN in weights or statistics; the message names block and path.
     """
     hidden = _embed(model, rest, calibration.tokens)
+    del rest  # an embedding is larger than a block, and a caller that streams has no more use for it
     original_hidden = None
     for index in range(model.num_blocks):
+        # Once a block: it costs page faults, and without it a long run keeps some 200 MB that it does not use.
+        return_freed_memory()
         old = None if finished is None else finished(index)
         dense_block = block(index)
         chosen = _methods(dense_block, cfg, rules)
@@ -206,6 +209,11 @@ def compress_blocks(
         masks = {} if calibration.mask is None else {"mask": calibration.mask}
         now = _Stream(dense_block if old is None else old, {"x": hidden, **masks})
         original = None if original_hidden is None else _Stream(dense_block, {"x": original_hidden, **masks})
+        tuners = [m for m in (*dict.fromkeys(chosen.values()), tuning) if block_rule.knows(m)] if old is None else []
+        start, ahead = now.carry, None if original is None else original.carry
+        if not tuners:
+            # Only tuning comes back to what the block read; hidden states are what memory goes to.
+            del start, ahead, hidden
         infos: dict[str, MatrixInfo] = {}
         for number, stage in enumerate(model.stages):
             todo = [p for p in stage.weights if p in chosen]
@@ -228,21 +236,20 @@ def compress_blocks(
             leaves, stage_infos = _compress_stage(index, dense_block, todo, chosen, record, stage_key)
             now = now._replace(block=replace(now.block, leaves))
             infos.update(stage_infos)
-        tuners = [m for m in (*dict.fromkeys(chosen.values()), tuning) if block_rule.knows(m)] if old is None else []
         for number, method in enumerate(tuners):
-            start = {"x": hidden, **masks}
-            ahead = None if original_hidden is None else {"x": original_hidden, **masks}
             step_key = None if key is None else jax.random.fold_in(key, 2**31 + index * len(tuners) + number)
             inputs = BlockInputs(_Run(model), start, ahead)
             now = now._replace(block=block_rule(now.block, method, dense_block, inputs, step_key))
         if tuners:
-            hidden = _run_chunks(_Run(model), now.block, {"x": hidden, **masks})
+            hidden = _run_chunks(_Run(model), now.block, start)
         else:
             hidden = _finish(model, now.block, now.carry)
         if original is not None:
             original_hidden = _finish(model, original.block, original.carry)
+        result = BlockResult(index, now.block, infos)
+        del now, original, record
         if old is None:
-            yield BlockResult(index, now.block, infos)
+            yield result
 
 
 def _methods(block, cfg, rules):

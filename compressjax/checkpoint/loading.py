@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
+from compressjax.checkpoint.aligned import aligned_empty, to_device
 from compressjax.checkpoint.gguf_file import open_gguf
 from compressjax.checkpoint.hf_folder import open_hf_folder
 from compressjax.checkpoint.native_folder import MANIFEST, open_native
@@ -103,8 +104,9 @@ def load_params(source: ModelSource, *, dtype: DTypeLike = jnp.float32) -> dict:
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating type, got {jnp.dtype(dtype).name}")
+    rest = jax.tree.map(_placed, _cast(source.rest(), dtype))
     first, structure = jax.tree.flatten(_cast(source.block(0), dtype))
-    stacked: list[Any] = [np.empty((source.num_blocks, *leaf.shape), leaf.dtype) for leaf in first]
+    stacked = [aligned_empty((source.num_blocks, *leaf.shape), leaf.dtype) for leaf in first]
     for index in range(source.num_blocks):
         leaves, found = (first, structure) if index == 0 else jax.tree.flatten(_cast(source.block(index), dtype))
         if found != structure:
@@ -113,11 +115,11 @@ def load_params(source: ModelSource, *, dtype: DTypeLike = jnp.float32) -> dict:
             )
         for slot, leaf in zip(stacked, leaves, strict=True):
             slot[index] = leaf
-    # One at a time, waiting for the copy and dropping its origin, so that the two never exist in full side by side.
-    for position, slot in enumerate(stacked):
-        stacked[position] = jnp.asarray(slot).block_until_ready()
-    rest = jax.tree.map(jnp.asarray, _cast(source.rest(), dtype))
-    return {**rest, "blocks": jax.tree.unflatten(structure, stacked)}
+    return {**rest, "blocks": jax.tree.unflatten(structure, [to_device(slot) for slot in stacked])}
+
+
+def _placed(leaf: Any) -> Any:
+    return to_device(leaf) if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
 
 
 def _cast(tree: Any, dtype: DTypeLike) -> Any:
