@@ -132,9 +132,13 @@ def held_out(name: str, count: int, length: int) -> np.ndarray:
     return baseline_windows(_ids(name), count, length)
 
 
-def wikitext2_file(split: str) -> Path | None:
-    """WikiText-2 (raw), "valid" or "test", in ``$COMPRESSJAX_SHARED`` or ``../shared/data``; None when absent."""
+def shared_data() -> Path:
+    """Where data sets lie that no package holds: ``$COMPRESSJAX_SHARED``, or ``../shared/data`` beside the checkout."""
     named = os.environ.get("COMPRESSJAX_SHARED")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
-    path = folder / "wikitext2" / f"wiki.{split}.raw"
+    return Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def wikitext2_file(split: str) -> Path | None:
+    """WikiText-2 (raw), "valid" or "test", in the folder of shared data; None when absent."""
+    path = shared_data() / "wikitext2" / f"wiki.{split}.raw"
     return path if path.is_file() else None

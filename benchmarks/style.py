@@ -14,6 +14,16 @@ COLOURS = {
     "GPTQ mse": "#5aa9e6",
     "GPTQ hessian": "#0b3c6f",
     "GPTQ k-means": "#d1603d",
+    "GPTQ tuned": "#0b3c6f",
+    "SpQR": "#2f9e6e",
+    "SqueezeLLM": "#a8641a",
+    "decoupleQ": "#7a4fb5",
+    "decoupleQ tuned": "#3d1f6b",
+    "NUPES": "#c2478d",
+    "COMET W4A8": "#6f9d1f",
+    "COMET W4A4": "#b8c94a",
+    "GQSA": "#c9a227",
+    "BitStack": "#c0392b",
 }
 """Colour of a form or method wherever it appears."""
 

@@ -150,6 +150,33 @@ def quantize(results: Path) -> str:
     return f"{result['setting']}.\n\n{table}\n\n{note}\n\n{_source(result)}"
 
 
+def quality(results: Path) -> str:
+    """Every method at about equal true bits, the best of each column in bold."""
+    result = read_result(results / "quality.json")
+    if result is None:
+        return _missing("python -m benchmarks.quality")
+    best = {
+        column: min(row["perplexity"] for row in result["rows"] if row["column"] == column)
+        for column in {row["column"] for row in result["rows"]}
+    }
+    rows = []
+    for row in sorted(result["rows"], key=lambda row: (-row["column"], row["perplexity"])):
+        accuracy = [value for name, value in row["tasks"].items() if not name.endswith("probability")]
+        perplexity = number(row["perplexity"])
+        rows.append(
+            (
+                row["name"] + ("" if row["within"] else " (over the limit)"),
+                number(row["bits_per_weight"]),
+                f"**{perplexity}**" if row["perplexity"] == best[row["column"]] else perplexity,
+                number(row["kl"]),
+                f"{100 * sum(accuracy) / len(accuracy):.1f}",
+                f"{row['cpu_seconds']:.0f}",
+            )
+        )
+    header = ("method", "bits per weight", "perplexity", "KL, nats", "5 tasks, %", "CPU s")
+    return f"{result['setting']}.\n\n{markdown(header, rows, 'lrrrrr')}\n\n{_source(result)}"
+
+
 def trace(results: Path) -> str:
     """How trace and compile time of compressed models relate to those of dense ones."""
     result = read_result(results / "trace.json")
@@ -165,6 +192,7 @@ SECTIONS: Mapping[str, Callable[[Path], str]] = MappingProxyType(
         "claims-gptq": claims_gptq,
         "gptq-order": gptq_order,
         "wikitext2": wikitext2,
+        "quality": quality,
         "quantize": quantize,
         "trace": trace,
     }

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import language_model as lm
+from benchmarks.one_process import run_module
 from benchmarks.peers.checkpoint import write_plain_folder
 from benchmarks.peers.libraries import LIBRARIES
 from benchmarks.provenance import RESULTS, provenance, read_result, write_result
-from benchmarks.quantize.__main__ import run_module
 from compressjax.checkpoint import load_model, open_model
 
 
