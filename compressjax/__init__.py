@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from compressjax.factorization import lowrank
     from compressjax.ops import dense, matmul, nbits
     from compressjax.quantization import quantize
+    from compressjax.reporting.table import report
     from compressjax.sparsity import sparsify
 
-__all__ = ["__version__", "calibrate", "dense", "lowrank", "matmul", "nbits", "quantize", "sparsify"]
+__all__ = ["__version__", "calibrate", "dense", "lowrank", "matmul", "nbits", "quantize", "report", "sparsify"]
 
 # Looked up at first use, so that the command line answers --help without waiting for jax.
 _VERBS = {
@@ -25,6 +26,7 @@ _VERBS = {
     "matmul": "compressjax.ops",
     "nbits": "compressjax.ops",
     "quantize": "compressjax.quantization",
+    "report": "compressjax.reporting.table",
     "sparsify": "compressjax.sparsity",
 }
 

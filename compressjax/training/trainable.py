@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from compressjax.dispatch import verb
 from compressjax.leaf import Affine, Codebook, Sum, Transposed
-from compressjax.leaf.affine import unpack_codes, unpack_zeros
+from compressjax.leaf.affine import spread_groups, unpack_codes, unpack_zeros
 from compressjax.leaf.codebook import unpack_indices
 from compressjax.leaf.registration import is_leaf
 from compressjax.numerics.grids import grouped
@@ -83,14 +83,6 @@ def _as_stored(new, old):
     return jnp.clip(new, -largest, largest).astype(old.dtype)
 
 
-def _spread(per_group, group, rows, g_idx):
-    """``[groups, out]`` to ``[rows, out]`` by broadcast, whose transpose is a sum and not a scatter."""
-    if g_idx is not None:
-        return jnp.take(per_group, g_idx, axis=0)
-    groups, cols = per_group.shape
-    return jnp.broadcast_to(per_group[:, None], (groups, group, cols)).reshape(groups * group, cols)[:rows]
-
-
 @unpacked_form.register(Affine)
 def _affine(w: Affine):
     floats = {"scale": w.scale.astype(jnp.float32)}
@@ -102,7 +94,7 @@ def _affine(w: Affine):
 
     def build(floats, frozen):
         def wide(per_group):
-            return _spread(per_group, w.group, w.shape[0], frozen["g_idx"])
+            return spread_groups(per_group, w.group, w.shape[0], frozen["g_idx"])
 
         zero = floats["zero"] if w.zero_kind == "real" else frozen["zero"]
         return wide(floats["scale"]) * (frozen["codes"].astype(jnp.float32) - wide(zero))
