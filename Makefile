@@ -56,9 +56,10 @@ format: $(READY) ## rewrite the files as `make lint` wants them
 claims: $(READY) ## measure every claim of every method again
 	$(BIN)/python -m benchmarks.claims
 
-bench: $(READY) ## measure trace time, compile time, seconds, memory and perplexity again
+bench: $(READY) ## measure trace time, compile time, seconds, memory and quality again (hours)
 	$(BIN)/python -m benchmarks.trace
 	$(BIN)/python -m benchmarks.quantize
+	$(BIN)/python -m benchmarks.quality
 
 docs: $(READY) ## write the tables and plots of the documentation from the committed results
 	$(BIN)/python -m benchmarks.tables

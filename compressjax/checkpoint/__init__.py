@@ -2,6 +2,7 @@
 
 from compressjax.checkpoint.bert_package import LoadedEncoder as LoadedEncoder
 from compressjax.checkpoint.bert_package import load_minilm as load_minilm
+from compressjax.checkpoint.efficientnet_package import load_efficientnet_lite as load_efficientnet_lite
 from compressjax.checkpoint.loading import LoadedModel as LoadedModel
 from compressjax.checkpoint.loading import load_model as load_model
 from compressjax.checkpoint.loading import load_params as load_params

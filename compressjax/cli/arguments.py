@@ -86,6 +86,8 @@ class Compress(Shared):
       length: tokens in a window.
       batch: windows run at once.
       rules: pattern=method:field=value,... for some weights, pattern=none to leave them; may be repeated, first wins.
+      tune: block:field=value,... trains scales, zeros and norms of every block once its weights are compressed
+        (fields of BlockTuning: epochs, lr, target, ...); "none" for none.
       overwrite: replace a finished OUT.
       restart: throw away what an interrupted run left.
     """
@@ -98,6 +100,7 @@ class Compress(Shared):
     length: int = 512
     batch: int = 2
     rules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    tune: str = "none"
     overwrite: Switch = False
     restart: Switch = False
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from compressjax.checkpoint import ModelSource, open_model
 from compressjax.checkpoint.packages import DECODERS
 from compressjax.cli.arguments import Compress
-from compressjax.cli.methods import parse_rules
+from compressjax.cli.methods import parse_rules, parse_tuning
 from compressjax.cli.screen import Screen
 from compressjax.cli.text import token_windows
 from compressjax.driver import all_rules, statistic_for
@@ -29,12 +29,12 @@ _NAMED = 20  # people read no more names than this; --json has all
 def run(args: Compress, screen: Screen) -> None:
     """Compresses ``args.model`` into ``args.out``."""
     cfg: Any = getattr(args, "config")  # noqa: B009, a field of the class that the method's flags were added to
-    rules = parse_rules(args.rules)
+    rules, tuning = parse_rules(args.rules), parse_tuning(args.tune)
     source = open_model(args.model)
     _refuse_compressed(source)
     if args.out.exists() and not args.overwrite:
         raise ValueError(f"{args.out} exists already; name another folder or give --overwrite")
-    tokens, calibration = calibration_for(cfg, rules, source, args, screen)
+    tokens, calibration = calibration_for(cfg, rules, tuning, source, args, screen)
     with screen.bar(f"Compressing {source.name}", "block") as progress:
         summary = compress_model(
             source,
@@ -42,6 +42,7 @@ def run(args: Compress, screen: Screen) -> None:
             cfg,
             tokens,
             rules=rules or None,
+            tuning=tuning,
             batch=args.batch,
             restart=args.restart,
             overwrite=args.overwrite,
@@ -59,10 +60,12 @@ def source_name(model: str) -> str:
     return model if model in DECODERS else str(Path(model).resolve())
 
 
-def calibration_for(cfg: Any, rules: dict[str, Any], source: ModelSource, args: Compress, screen: Screen):
-    """Calibration windows, and what to record about them; one blank token when no method reads data."""
+def calibration_for(
+    cfg: Any, rules: dict[str, Any], tuning: Any, source: ModelSource, args: Compress, screen: Screen
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Calibration windows, and what to record about them; one blank token when nothing reads data."""
     methods = [method for method in all_rules(cfg, rules).values() if method is not None]
-    if all(statistic_for(method) is None for method in methods):
+    if tuning is None and all(statistic_for(method) is None for method in methods):
         if args.calibration is not None:
             screen.notice(f"--calibration {args.calibration} is not read: the method needs no data")
         return np.zeros((1, 1), np.int32), {"calibration": None}

@@ -34,10 +34,31 @@ def config_class(name: str) -> type:
     Raises:
       ValueError: no such method.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
-    module, _, attribute = METHODS[name].partition(":")
+    return _imported(name, METHODS)
+
+
+def _imported(name: str, known: Mapping[str, str]) -> type:
+    if name not in known:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
+    module, _, attribute = known[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+TUNINGS: Mapping[str, str] = MappingProxyType({"block": "compressjax.training:BlockTuning"})
+"""Name after ``--tune`` -> "module:config" of what trains a block once its weights are compressed."""
+
+
+def parse_tuning(text: str) -> Any:
+    """A way of tuning from the form ``name:field=value,field=value``, or None for "none".
+
+    Raises:
+      ValueError: no such way, an unknown field, or a value the field cannot take.
+
+    Example:
+      >>> parse_tuning("block:epochs=2,target=original").epochs
+      2
+    """
+    return _config(text, f"--tune {text}", TUNINGS)
 
 
 def parse_rules(lines: Iterable[str]) -> dict[str, Any]:
@@ -63,22 +84,22 @@ def parse_rules(lines: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"a rule reads pattern=method:field=value,..., got {line!r}")
         if pattern in rules:
             raise ValueError(f"the rule for {pattern!r} is given twice")
-        rules[pattern] = _config(method, line)
+        rules[pattern] = _config(method, f"rule {line!r}", METHODS)
     return rules
 
 
-def _config(text: str, line: str) -> Any:
+def _config(text: str, where: str, known: Mapping[str, str]) -> Any:
     name, _, settings = text.partition(":")
     if name == "none" and not settings:
         return None
-    cls = config_class(name)
+    cls = _imported(name, known)
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     values = {}
     for setting in filter(None, settings.split(",")):
         field, equals, value = setting.partition("=")
         if not equals or field not in defaults:
-            raise ValueError(f"rule {line!r}: {setting!r} is not field=value of {name}; fields: {', '.join(defaults)}")
-        values[field] = _value(value, defaults[field], f"rule {line!r}: {field}")
+            raise ValueError(f"{where}: {setting!r} is not field=value of {name}; fields: {', '.join(defaults)}")
+        values[field] = _value(value, defaults[field], f"{where}: {field}")
     return cls(**values)
 
 

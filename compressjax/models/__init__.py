@@ -4,6 +4,7 @@ from compressjax.dispatch import verb
 from compressjax.models.blockwise import Blockwise, Stage
 from compressjax.models.chat import render_chat
 from compressjax.models.config import LlamaConfig, RopeScaling
+from compressjax.models.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from compressjax.models.generate import decode_step, generate, prefill, stream
 from compressjax.models.llama import Llama, LlamaBlocks
 from compressjax.models.minilm import Bert, BertBlocks, BertConfig, mean_pool
@@ -32,6 +33,8 @@ __all__ = [
     "BertBlocks",
     "BertConfig",
     "Blockwise",
+    "EfficientNetLite",
+    "EfficientNetLiteConfig",
     "Llama",
     "LlamaBlocks",
     "LlamaConfig",

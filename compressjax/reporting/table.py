@@ -56,7 +56,14 @@ class TreeReport:
 
     def __str__(self) -> str:
         reported = any(row.error is not None for row in self.rows)
-        header: tuple[str, ...] = ("weight", "form", "shape", "bits", "bytes", *(("error", "rounding") if reported else ()))
+        header: tuple[str, ...] = (
+            "weight",
+            "form",
+            "shape",
+            "bits",
+            "bytes",
+            *(("error", "rounding") if reported else ()),
+        )
         lines: list[tuple[str, ...]] = [header]
         for row in self.rows:
             errors = [row.error, row.rounding_error] if reported else []

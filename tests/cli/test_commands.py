@@ -50,6 +50,18 @@ def test_compress_writes_a_model_and_says_what_it_did(command, tiny, text, tmp_p
         assert (out / shard.name).read_bytes() == shard.read_bytes()
 
 
+def test_compress_tunes_blocks(command, tiny, text, tmp_path):
+    words = ("compress", tiny, "--method", "rtn", "--bits", 2, "--group", 16, "--calibration", text, "--windows", 8)
+    shards = {}
+    for name, tune in (("plain", "none"), ("tuned", "block:epochs=2,held_out=0.25")):
+        ended = command(*words, "--length", 32, "--tune", tune, "--out", tmp_path / name)
+        assert ended.code == 0, ended.err
+        shards[name] = load_model(tmp_path / name).params["blocks"]["mlp"]["up"]["kernel"]
+    assert "BlockTuning" in read_summary(tmp_path / "tuned").method
+    np.testing.assert_array_equal(shards["plain"].codes, shards["tuned"].codes)
+    assert np.any(np.asarray(shards["plain"].scale) != np.asarray(shards["tuned"].scale))
+
+
 def test_compress_prints_tables(command, tiny, text, tmp_path, method):
     words = ("compress", tiny, *method, "--calibration", text, "--windows", 8, "--length", 32)
     ended = command(*words, "--out", tmp_path / "out")

@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 
 from compressjax.cli.arguments import Compress, compress_arguments
-from compressjax.cli.methods import METHODS, config_class, parse_rules
+from compressjax.cli.methods import METHODS, config_class, parse_rules, parse_tuning
 from compressjax.quantization import GPTQ, RTN
+from compressjax.training import BlockTuning
 
 
 def test_rules_become_configs_in_order():
@@ -85,3 +86,12 @@ def test_a_negative_value_is_no_flag():
 
     made = tyro.cli(compress_arguments([]), args=["m", "--out", "o", "--group", "-1"])
     assert made.config == GPTQ(group=-1)
+
+
+def test_a_way_of_tuning_is_read_like_a_method():
+    assert parse_tuning("none") is None
+    assert parse_tuning("block:epochs=2,target=original") == BlockTuning(epochs=2, target="original")
+    with pytest.raises(ValueError, match="unknown method 'gptq'; known: block"):
+        parse_tuning("gptq")
+    with pytest.raises(ValueError, match="--tune block:speed=1: 'speed=1' is not field=value of block"):
+        parse_tuning("block:speed=1")
