@@ -1,5 +1,6 @@
 """Ctrl-C."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ def test_the_signal_itself(repository, make_model, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts jobs in the background deaf to Ctrl-C, and processes below it stay so.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     first = tmp_path / "out.partial" / "block-00000.safetensors"

@@ -83,6 +83,7 @@ def test_refuses_statistics_of_another_width(row):
         quantize({"a": {"kernel": w[:60]}}, row.cfg, stats={"a/kernel": stats})
 
 
+@pytest.mark.slow
 def test_beats_its_baseline_at_no_more_bits_on_a_real_weight(row, real_layer):
     w, seen, unseen = real_layer
     leaf, _ = one(w, seen, cfg=row.cfg)

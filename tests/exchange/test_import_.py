@@ -47,8 +47,8 @@ def original(params, path, layer):
     "options",
     [
         {"bits": 2},
-        {"bits": 3},
-        {"bits": 4, "group": -1},
+        pytest.param({"bits": 3}, marks=pytest.mark.slow),
+        pytest.param({"bits": 4, "group": -1}, marks=pytest.mark.slow),
         {"bits": 4, "symmetric": True},
         {"bits": 8, "symmetric": True},
     ],

@@ -244,6 +244,7 @@ def test_group_index_only_for_dynamic_act_order():
     assert np.bincount(np.asarray(leaf.g_idx)).tolist() == [16] * 4
 
 
+@pytest.mark.slow
 def test_kmeans_levels_beat_uniform_ones_and_refits_help():
     stats, _ = correlated(96)
     w = weight(96, 32)

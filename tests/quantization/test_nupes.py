@@ -48,6 +48,7 @@ def test_search_finds_what_a_dense_grid_finds():
     assert fit_scale(w, found, cfg).error <= jnp.min(losses) * 1.02
 
 
+@pytest.mark.slow
 def test_bell_shapes_want_a_small_exponent_and_flat_ones_a_large_one():
     cfg = PowerQuant(clip="max", granularity="tensor")
     bell, flat = drawn(200, 20), jax.random.uniform(jax.random.key(0), (200, 20), minval=-1, maxval=1)
@@ -56,6 +57,7 @@ def test_bell_shapes_want_a_small_exponent_and_flat_ones_a_large_one():
     np.testing.assert_allclose(fit_power_grid(bell * 4, cfg).exponent, fit_power_grid(bell, cfg).exponent, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_power_beats_uniform_by_the_measure_it_searches():
     w = drawn(96, 16)
     for granularity in ("channel", "tensor"):

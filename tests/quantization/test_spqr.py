@@ -135,6 +135,7 @@ def test_without_outliers_nothing_is_stored_for_them():
     assert isinstance(plain, Affine) and plain.zero is None and plain.g_idx is not None
 
 
+@pytest.mark.slow
 def test_fewer_outliers_and_more_error_at_higher_thresholds():
     stats, _ = correlated(64)
     w = weight(64, 32)

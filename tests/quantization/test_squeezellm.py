@@ -68,6 +68,7 @@ def test_without_shares_there_is_no_overlay():
     assert nbits(leaf) / size(leaf) == 3 + 16 * 8 / 64
 
 
+@pytest.mark.slow
 def test_levels_serve_the_fisher_information():
     w, stats = weight(64, 24), fisher_record(64, 24)
     aware, _ = run(w, stats, cfg=PLAIN)

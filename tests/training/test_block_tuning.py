@@ -121,6 +121,7 @@ def test_original_targets_are_those_of_the_other_inputs(block):
         tune_block(block[1], block[0], block[2], None, None, run=Run(), cfg=cfg)
 
 
+@pytest.mark.slow
 def test_the_driver_runs_it_after_any_method(model):
     params, tokens = model
     method = RTN(bits=2, group=8)
