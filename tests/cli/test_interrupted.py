@@ -1,6 +1,5 @@
 """Ctrl-C."""
 
-import functools
 import signal
 import subprocess
 import sys
@@ -8,6 +7,11 @@ import time
 
 from compressjax.streaming import compress as streaming
 
+# A shell starts jobs in the background deaf to Ctrl-C, and processes below them stay so; a terminal's are not.
+LISTENING = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('compressjax', run_name='__main__', alter_sys=True)"
+)
 ROUNDING = ("--method", "rtn", "--bits", 4, "--group", 16)
 
 
@@ -35,13 +39,11 @@ def test_the_signal_itself(repository, make_model, tmp_path):
     model, out = make_model(tmp_path / "deep", num_hidden_layers=150), tmp_path / "out"
     words = ["compress", model, *ROUNDING, "--out", out]
     process = subprocess.Popen(
-        [sys.executable, "-m", "compressjax", *map(str, words)],
+        [sys.executable, "-c", LISTENING, *map(str, words)],
         cwd=repository,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell starts jobs in the background deaf to Ctrl-C, and processes below it stay so.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     first = tmp_path / "out.partial" / "block-00000.safetensors"
