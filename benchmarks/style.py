@@ -1,5 +1,6 @@
 """One look for all plots."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +39,20 @@ _RC = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
 }
+
+
+SPEAKS = 1000.0
+"""Perplexity up to which rows are drawn; beyond it a model no longer speaks, and the scale would show nothing else."""
+
+
+def plain_log_labels(axis: Any) -> None:
+    """Labels a logarithmic y axis with plain numbers, and between powers of ten only as many as do not overlap."""
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    shown = {1, 2, 3, 4, 5, 6, 7, 8, 9} if high < 12 * low else {2, 5}
+    axis.yaxis.set_minor_formatter(
+        lambda value, _: f"{value:g}" if round(value / 10 ** math.floor(math.log10(value)), 6) in shown else ""
+    )
 
 
 @contextmanager

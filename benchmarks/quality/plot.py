@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.style import COLOURS, plotting
-
-_WORST = 1000.0  # beyond this a model no longer speaks; such rows are named, not drawn
+from benchmarks.style import COLOURS, SPEAKS, plain_log_labels, plotting
 
 
 def plot(result: dict, path: Path) -> None:
@@ -14,16 +12,15 @@ def plot(result: dict, path: Path) -> None:
     families = list(dict.fromkeys(row["family"] for row in rows))
     with plotting() as plt:
         figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
-        for axis, measure, most in ((axes[0], "perplexity", _WORST), (axes[1], "kl", 4.0)):
+        for axis, measure, most in ((axes[0], "perplexity", SPEAKS), (axes[1], "kl", 4.0)):
             for family in families:
                 own = sorted((row["bits_per_weight"], row[measure]) for row in rows if row["family"] == family)
                 own = [point for point in own if point[1] <= most]
                 if own:
                     axis.plot(*zip(*own, strict=True), "-o", markersize=5, color=COLOURS.get(family), label=family)
             axis.set(yscale="log", xlabel="true bits per weight")
-            for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-                ticks(lambda value, _: f"{value:g}")
-        axes[0].set(ylabel="perplexity, WikiText-2", title=f"Perplexity (rows over {_WORST:g} left out)")
+            plain_log_labels(axis)
+        axes[0].set(ylabel="perplexity, WikiText-2", title=f"Perplexity (rows over {SPEAKS:g} left out)")
         axes[1].set(ylabel="KL to the original, nats per token", title="Distance to the original")
         if reference:
             axes[0].axhline(reference[0], color="black", linewidth=1, linestyle=":")

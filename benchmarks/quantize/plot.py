@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.style import COLOURS, plotting
+from benchmarks.style import COLOURS, SPEAKS, plain_log_labels, plotting
 
 
 def plot(result: dict, path: Path) -> None:
@@ -13,14 +13,20 @@ def plot(result: dict, path: Path) -> None:
     with plotting() as plt:
         figure, (quality, cost) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(3, 2))
         for method in methods:
-            own = sorted((row["bits_per_weight"], row["perplexity"]) for row in rows if row["method"] == method)
-            quality.plot(*zip(*own, strict=True), "-o", markersize=5, color=COLOURS[method], label=method)
+            points = sorted((row["bits_per_weight"], row["perplexity"]) for row in rows if row["method"] == method)
+            own = [point for point in points if point[1] <= SPEAKS]
+            if own:
+                quality.plot(*zip(*own, strict=True), "-o", markersize=5, color=COLOURS[method], label=method)
         if reference:
             quality.axhline(reference[0], color="black", linewidth=1, linestyle=":")
             quality.annotate("float32", (0.01, reference[0]), xycoords=("axes fraction", "data"), va="bottom")
-        quality.set(yscale="log", xlabel="true bits per weight", ylabel="perplexity", title="Quality by size")
-        for ticks in (quality.yaxis.set_major_formatter, quality.yaxis.set_minor_formatter):
-            ticks(lambda value, _: f"{value:g}")
+        quality.set(
+            yscale="log",
+            xlabel="true bits per weight",
+            ylabel="perplexity",
+            title=f"Quality by size (rows over {SPEAKS:g} left out)",
+        )
+        plain_log_labels(quality)
         quality.legend()
         bars = [row for row in rows if ", 3 bits" in row["name"]]
         names = [row["method"] for row in bars]
