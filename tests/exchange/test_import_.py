@@ -46,8 +46,8 @@ def original(params, path, layer):
 @pytest.mark.parametrize(
     "options",
     [
-        {"bits": 2},
-        pytest.param({"bits": 3}, marks=pytest.mark.slow),
+        pytest.param({"bits": 2}, marks=pytest.mark.slow),
+        {"bits": 3},
         pytest.param({"bits": 4, "group": -1}, marks=pytest.mark.slow),
         {"bits": 4, "symmetric": True},
         {"bits": 8, "symmetric": True},
