@@ -201,7 +201,7 @@ def gptq_shared(ws: tuple[jax.Array, ...], stats: Record, cfg: GPTQ) -> tuple[tu
     if any(w.shape[0] != plan.h.shape[0] for w in ws):
         raise ValueError(f"Hessian is for {plan.h.shape[0]} inputs, weights have {[w.shape[0] for w in ws]}")
     original = jnp.concatenate(dense, axis=1)
-    w = jnp.where(plan.dead[:, None], 0, original)
+    w = jnp.where(plan.dead[:, None], 0, original) if cfg.dead_inputs == "zero" else original
     if cfg.asymmetric == "target":
         w = _move_to_target(w, stats.dxxt, plan, cfg.alpha)
     plain = RTN(bits=cfg.bits, group=cfg.group, sym=cfg.sym, scale_dtype=cfg.scale_dtype)

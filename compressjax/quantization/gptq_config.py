@@ -30,6 +30,9 @@ class GPTQ:
       foem_beta: first-order term of FOEM, 0.1 to 0.25 where used; 0 leaves it out.
       levels: "uniform" grids; "ternary" {low, 0, high} per group; "kmeans" tables of ``2**bits`` levels per group.
       refits: rounds of solving for the table under the full Hessian at fixed codes and sweeping again ("kmeans").
+      dead_inputs: what becomes of the weights of inputs that never fired in calibration: "round" rounds them to the
+        nearest level, "zero" drops them as the paper's code does. Little or narrow calibration data leaves inputs
+        unfired that later fire.
       min_tokens: fewer calibration tokens than this share of the inputs' width means round-to-nearest.
       scale_dtype: storage dtype of scales and tables; the sweep uses the stored values.
     """
@@ -51,6 +54,7 @@ class GPTQ:
     foem_beta: float = 0.0
     levels: Literal["uniform", "ternary", "kmeans"] = "uniform"
     refits: int = 2
+    dead_inputs: Literal["round", "zero"] = "round"
     min_tokens: float = 0.0
     scale_dtype: str = "float16"
 
@@ -60,6 +64,7 @@ class GPTQ:
             ("order", ("none", "act", "group_aware")),
             ("grid", ("minmax", "mse", "hessian")),
             ("asymmetric", ("none", "gptaq", "target")),
+            ("dead_inputs", ("round", "zero")),
             ("levels", ("uniform", "ternary", "kmeans")),
         ):
             if getattr(self, field) not in allowed:

@@ -250,8 +250,7 @@ def _packed(found: _Swept, perm: jax.Array, cfg: SpQR, group: int) -> Any:
 
 
 def _one(w: jax.Array, plan: HessianPlan, perm: jax.Array, cfg: SpQR) -> tuple[Any, SpQRInfo]:
-    original = w[perm]
-    w = jnp.where(plan.dead[:, None], 0, original)
+    w = w[perm]
     if not cfg.has_outliers:
         threshold, flagged = jnp.float32(jnp.inf), jnp.int32(0)
         found = _sweep(w, plan, threshold, jnp.int32(0), cfg)
@@ -259,14 +258,14 @@ def _one(w: jax.Array, plan: HessianPlan, perm: jax.Array, cfg: SpQR) -> tuple[A
         share = cfg.outlier_share
         threshold = threshold_unit(w, plan) * cfg.tau if share is None else threshold_for_share(w, plan, cfg, share)
         found, threshold, flagged = _within_capacity(w, plan, threshold, cfg)
-    blocks = grids.grouped(original, plan.group)
+    blocks = grids.grouped(w, plan.group)
     grid = grids.minmax_grid(blocks, cfg.bits, sym=cfg.sym)
     wide = grids.Grid(grid.scale[:, None], grid.zero[:, None])
     plain = grids.decode(grids.encode(blocks, wide, cfg.bits), wide).reshape(-1, w.shape[1])[: w.shape[0]]
     info = SpQRInfo(
-        error=quadratic(original - found.weight, plan.raw),
-        rounding_error=quadratic(original - plain, plan.raw),
-        energy=quadratic(original, plan.raw),
+        error=quadratic(w - found.weight, plan.raw),
+        rounding_error=quadratic(w - plain, plan.raw),
+        energy=quadratic(w, plan.raw),
         damp=plan.factor.damp,
         dead=jnp.sum(plan.dead, dtype=jnp.int32),
         fallback=plan.fallback,

@@ -152,8 +152,7 @@ def _swept(w, removed, table, plan: HessianPlan, cfg):
         codes, rounded, value = _round(row[None], apart[at][None], table, cfg)
         return rounded[0], codes[0].astype(jnp.float32), values.at[i].set(value[0], mode="drop")
 
-    live = jnp.where(plan.dead[:, None], 0, w)[plan.perm]
-    out = sweep(live, plan.factor.u, round_row, jnp.zeros((width, cols), jnp.float32), block=32)
+    out = sweep(w[plan.perm], plan.factor.u, round_row, jnp.zeros((width, cols), jnp.float32), block=32)
     back = jnp.argsort(plan.perm)
     return out.codes[back].astype(jnp.int32), out.weight[back], out.state[back]
 
