@@ -212,8 +212,8 @@ def compress_blocks(
         tuners = [m for m in (*dict.fromkeys(chosen.values()), tuning) if block_rule.knows(m)] if old is None else []
         start, ahead = now.carry, None if original is None else original.carry
         if not tuners:
-            # Only tuning comes back to what the block read; hidden states are what memory goes to.
-            del start, ahead, hidden
+            # Only tuning comes back to what the block read and was; hidden states are what memory goes to.
+            del start, ahead, hidden, dense_block
         infos: dict[str, MatrixInfo] = {}
         for number, stage in enumerate(model.stages):
             todo = [p for p in stage.weights if p in chosen]
@@ -233,7 +233,7 @@ def compress_blocks(
             if old is not None or not todo:
                 continue
             stage_key = None if key is None else jax.random.fold_in(key, index * len(model.stages) + number)
-            leaves, stage_infos = _compress_stage(index, dense_block, todo, chosen, record, stage_key)
+            leaves, stage_infos = _compress_stage(index, now.block, todo, chosen, record, stage_key)
             now = now._replace(block=replace(now.block, leaves))
             infos.update(stage_infos)
         for number, method in enumerate(tuners):

@@ -18,6 +18,7 @@ from benchmarks import language_model as lm
 from benchmarks.quantize.methods import Run, run_named
 from compressjax.checkpoint import load_model, open_model
 from compressjax.driver import statistic_for
+from compressjax.freed_memory import map_large_arrays
 from compressjax.quantization import quantize
 from compressjax.streaming import compress_model
 
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(arguments)
+    map_large_arrays()  # as the command line does
     print(json.dumps(measure(run_named(args.name), args.quick)), flush=True)
     return 0
 

@@ -16,6 +16,7 @@ from compressjax.cli.methods import parse_rules, parse_tuning
 from compressjax.cli.screen import Screen
 from compressjax.cli.text import token_windows
 from compressjax.driver import all_rules, statistic_for
+from compressjax.freed_memory import map_large_arrays
 from compressjax.leaf import is_leaf
 from compressjax.reporting.verdicts import disappointing, is_plain, mean_errors, worst
 from compressjax.select import weights
@@ -28,6 +29,7 @@ _NAMED = 20  # people read no more names than this; --json has all
 
 def run(args: Compress, screen: Screen) -> None:
     """Compresses ``args.model`` into ``args.out``."""
+    map_large_arrays()
     cfg: Any = getattr(args, "config")  # noqa: B009, a field of the class that the method's flags were added to
     rules, tuning = parse_rules(args.rules), parse_tuning(args.tune)
     source = open_model(args.model)

@@ -18,6 +18,7 @@ from compressjax.cli.originals import load_source
 from compressjax.cli.samples import draw_samples
 from compressjax.cli.screen import Screen
 from compressjax.cli.text import scored_bytes, token_windows, tokenizer_of
+from compressjax.freed_memory import map_large_arrays
 from compressjax.ops import nbits
 from compressjax.quantization import GPTQ, RTN, quantize
 from compressjax.reporting.components import component_sizes
@@ -30,6 +31,7 @@ from compressjax.streaming.summary import size_of
 
 def run(args: Quickstart, screen: Screen) -> None:
     """Compresses, measures the original, plain rounding and GPTQ once each, and writes the report."""
+    map_large_arrays()
     started = time.perf_counter()
     rounding = RTN(bits=args.bits, group=args.group)
     method = GPTQ(bits=args.bits, group=args.group, order="act", grid="hessian", asymmetric="target", alpha=0.5)
