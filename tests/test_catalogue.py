@@ -45,7 +45,9 @@ def test_a_built_method_has_config_test_and_claim(entry, repository):
     assert entry.figure is not None
     assert entry.config is not None
     module, _, name = entry.config.partition(":")
-    assert leaf_rule.knows(getattr(importlib.import_module(module), name)())
+    cfg = getattr(importlib.import_module(module), name)()
+    # Transforms, codecs and the like are called by themselves, not by the driver.
+    assert leaf_rule.knows(cfg) == (entry.verb in {"quantize", "lowrank", "sparsify"})
 
 
 def test_a_done_method_has_a_committed_claim_that_holds(repository):
