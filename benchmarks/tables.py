@@ -177,6 +177,25 @@ def quality(results: Path) -> str:
     return f"{result['setting']}.\n\n{markdown(header, rows, 'lrrrrr')}\n\n{_source(result)}"
 
 
+def quality_others(results: Path) -> str:
+    """The same methods on a sentence encoder and an image classifier."""
+    result = read_result(results / "quality_others.json")
+    if result is None:
+        return _missing("python -m benchmarks.quality.other_models")
+    rows = [
+        (
+            row["model"],
+            row["family"] if row["column"] == 32 else f"{row['family']}, {row['column']} bits",
+            number(row["bits_per_weight"]),
+            f"{row['distance']:.4f}" if "distance" in row else "",
+            f"{100 * row['agreement']:.1f}" if "agreement" in row else "",
+        )
+        for row in sorted(result["rows"], key=lambda row: (row["model"], -row["column"]))
+    ]
+    header = ("network", "method", "bits per weight", "1 - cosine", "agreement, %")
+    return f"{result['setting']}.\n\n{markdown(header, rows, 'llrrr')}\n\n{_source(result)}"
+
+
 def trace(results: Path) -> str:
     """How trace and compile time of compressed models relate to those of dense ones."""
     result = read_result(results / "trace.json")
@@ -193,6 +212,7 @@ SECTIONS: Mapping[str, Callable[[Path], str]] = MappingProxyType(
         "gptq-order": gptq_order,
         "wikitext2": wikitext2,
         "quality": quality,
+        "quality-others": quality_others,
         "quantize": quantize,
         "trace": trace,
     }

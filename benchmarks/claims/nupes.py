@@ -7,18 +7,15 @@ networks and 7B language models with quantised activations; neither fits here.
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import language_model as lm
+from benchmarks import sentence_encoder as bench
 from benchmarks.claims.harness import Part, Row, asserted, not_comparable, printed
 from benchmarks.matrix_errors import Errors, errors, hessians, pick_layers
 from compressjax.calibration import Hessian, calibrate
 from compressjax.checkpoint import load_minilm
-from compressjax.data.resolve import text_from
-from compressjax.models import Bert
-from compressjax.models.minilm import mean_pool
 from compressjax.ops import dense, nbits, size
 from compressjax.quantization import GPTQ, NUPES, RTN, PowerQuant, quantize
 from compressjax.select import is_matrix, weights
@@ -167,31 +164,18 @@ def _code_rows(found: dict[str, Errors], gptq: Errors) -> list[Row]:
 
 def sentences(quick: bool) -> list[Row]:
     """Cosine of MiniLM's sentence embeddings to the float ones at 3 bits per output."""
-    encoder = load_minilm()
-    model = Bert(encoder.config)
-    train, test = (
-        _sentences(encoder.tokenizer, name, 8 if quick else 256) for name in ("wikipedia:train", "wikipedia:test")
-    )
-
-    def apply_fn(params, batch):
-        ids, mask = batch
-        return model.apply({"params": params}, ids, mask=mask)
-
-    @jax.jit
-    def embed(params, ids, mask):
-        return mean_pool(apply_fn(params, (ids, mask)), mask)
-
+    params = bench.bed().params
+    train, test = (bench.sentences(f"wikipedia:{part}", 8 if quick else 256) for part in ("train", "test"))
     batches = [tuple(a[at : at + 8] for a in train) for at in range(0, len(train[0]), 8)]
-    stats = calibrate(apply_fn, encoder.params, batches, Hessian(), paths="blocks/**")
-    reference = embed(encoder.params, *test)
+    stats = calibrate(bench.apply_fn(), params, batches, Hessian(), paths="blocks/**")
+    reference = bench.vectors(params, test)
     steps = {"steps": 5} if quick else {}
     distance, bits = {}, {}
     for name, cfg in _ARMS.items():
         arm = dataclasses.replace(cfg, **steps) if isinstance(cfg, NUPES) else cfg
-        small = quantize(encoder.params, {"blocks/**": arm}, stats=stats)
-        distance[name] = float(1 - jnp.mean(jnp.sum(embed(dense(small), *test) * reference, axis=-1)))
-        kernels = [w for path, w in weights(small).items() if path.startswith("blocks/") and is_matrix(path, w)]
-        bits[name] = sum(nbits(w) for w in kernels) / sum(size(w) for w in kernels)
+        small = quantize(params, {"blocks/**": arm}, stats=stats)
+        distance[name] = bench.distance(reference, bench.vectors(dense(small), test))
+        bits[name] = bench.bits_per_weight(small)
     rows = [
         asserted(
             f"sentence embeddings, 1 - cosine, {better} under {worse}",
@@ -211,16 +195,6 @@ def sentences(quick: bool) -> list[Row]:
     ]
     paper = "needs ImageNet, which is not to be had here"
     return [*rows, not_comparable("ResNet-50 W4A4 top-1, data-free, about 70 in the paper", why=paper)]
-
-
-def _sentences(tokenizer, name, count):
-    """Ids and mask ``[count, 48]`` of the first sentences of a text that are long enough to mean something."""
-    lines = [s.strip() for s in text_from(name).replace("\n", " ").split(". ")]
-    rows = [tokenizer.encode(s).ids[:48] for s in lines if 40 <= len(s) <= 300][:count]
-    ids, mask = np.zeros((len(rows), 48), np.int32), np.zeros((len(rows), 48), bool)
-    for at, row in enumerate(rows):
-        ids[at, : len(row)], mask[at, : len(row)] = row, True
-    return jnp.asarray(ids), jnp.asarray(mask)
 
 
 PARTS = {

@@ -11,6 +11,10 @@ LIMITS = {4: 4.33, 3: 3.35, 2: 2.35, 1: 1.6}
 """Most true bits per weight of a column; scales, zeros, tables, indices and padding are counted."""
 
 
+NUPES_STEPS = 60
+"""Of 300 by default: its gradient steps would take over thirty times as long as GPTQ does for the whole model."""
+
+
 class Method(NamedTuple):
     """One row.
 
@@ -52,7 +56,7 @@ def methods() -> tuple[Method, ...]:
         tables = SqueezeLLM(bits=bits, outlier_share=0.0, sensitive_share=0.0)
         found += [
             Method(f"RTN, {bits} bits", "RTN", bits, RTN(bits=bits, group=64, grid="mse")),
-            Method(f"NUPES, {bits} bits", "NUPES", bits, NUPES(bits=bits, group=64)),
+            Method(f"NUPES, {bits} bits", "NUPES", bits, NUPES(bits=bits, group=64, steps=NUPES_STEPS)),
             Method(f"SqueezeLLM, {bits} bits", "SqueezeLLM", bits, tables, fisher=True),
             Method(f"SpQR, {bits} bits", "SpQR", bits, SpQR(bits=bits, group=64, outlier_share=0.003)),
             Method(f"decoupleQ, {bits} bits", "decoupleQ", bits, _decoupled(bits, 192 if bits == 4 else 96)),

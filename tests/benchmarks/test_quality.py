@@ -2,12 +2,16 @@
 
 import json
 
+import jax.numpy as jnp
 import pytest
 
+from benchmarks import sentence_encoder
 from benchmarks.one_process import chosen, measure_rows
 from benchmarks.quality.methods import LIMITS, methods, named
+from benchmarks.quality.other_models import main as other_models
+from benchmarks.quality.other_models import methods as one_pass_methods
 from benchmarks.quality.plot import plot
-from benchmarks.tables import quality
+from benchmarks.tables import quality, quality_others
 
 
 def row(name, family, column, bits, perplexity, within=True):
@@ -86,3 +90,25 @@ def test_rows_measured_before_are_kept_and_a_failing_row_says_why(tmp_path):
     with pytest.raises(RuntimeError, match=r"tests.benchmarks.one_row bad failed:\n(.|\n)*no such row"):
         measure(["bad"])
     assert [found["name"] for found in json.loads(path.read_text())["rows"]] == ["new", "old"]
+
+
+def test_other_networks_get_the_same_methods_and_a_table(tmp_path, capsys):
+    families = {method.family for method in methods()}
+    assert all(family in families for bits in (4, 3, 2) for family in one_pass_methods(bits))
+    rows = [
+        {"model": "encoder", "family": "float32", "column": 32, "bits_per_weight": 32.0, "distance": 0.0},
+        {"model": "encoder", "family": "GPTQ", "column": 4, "bits_per_weight": 4.3125, "distance": 0.0208},
+        {"model": "classifier", "family": "GPTQ", "column": 4, "bits_per_weight": 4.5, "agreement": 0.75},
+    ]
+    (tmp_path / "quality_others.json").write_text(json.dumps({**RESULT, "rows": rows}))
+    table = quality_others(tmp_path)
+    assert "| encoder | GPTQ, 4 bits | 4.312 | 0.0208 |" in table and "| 75.0 |" in table
+    with pytest.raises(SystemExit):
+        other_models(["--quick"])
+    assert "name another folder" in capsys.readouterr().err
+
+
+def test_distance_of_vectors_is_one_minus_their_cosine():
+    x = jnp.asarray([[1.0, 0.0], [0.6, 0.8]])
+    assert sentence_encoder.distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert sentence_encoder.distance(x, jnp.asarray([[0.0, 1.0], [0.6, 0.8]])) == pytest.approx(0.5)
