@@ -176,8 +176,8 @@ def output_error(quick: bool) -> list[Row]:
                 f"output error, SqueezeLLM with the sweep against GPTQ's best uniform levels ({tokens})",
                 baseline=mean[best],
                 ours=mean["SqueezeLLM, sweep"],
-                why=f"{best} in groups of 84, as many bits in a narrow matrix. About level: tables fitted before the sweep "
-                "do not know what it will leave; GPTQ k-means refits them and is ahead of both",
+                why=f"{best} in groups of 84, as many bits in a narrow matrix; level: tables do not know what "
+                "the sweep will leave, GPTQ k-means refits them and is ahead of both",
                 unit="relative",
             )
         )
