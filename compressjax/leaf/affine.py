@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from compressjax.leaf.registration import leaf
 from compressjax.numerics import bitpack
 from compressjax.ops import dense, logical_shape, matmul, matmul_t, take
+from compressjax.ops.on_gpu import kernel_or_formula
 
 ZeroKind = Literal["int", "real", "none"]
 
@@ -141,7 +142,33 @@ def _shape(w: Affine):
 
 @matmul.register(Affine)
 def _matmul(x, w: Affine):
+    return kernel_or_formula(_matmul_kernel, _matmul_formula, _kernel_refusal(x, w), x, w)
+
+
+def _matmul_formula(x, w: Affine):
     return x @ dense(w).astype(x.dtype)
+
+
+def _matmul_kernel(x, w: Affine):
+    from pallas_kernels.affine_matmul import AffineLayout, affine_matmul
+
+    layout = AffineLayout(
+        bits=w.bits, group=w.group, tile=w.tile, rows=w.shape[0], cols=w.shape[1], zero_kind=w.zero_kind
+    )
+    return affine_matmul(x, w.codes, w.scale, w.zero, layout, implementation="triton")
+
+
+def _kernel_refusal(x, w):
+    """Why the GPU kernel does not take this product, or None."""
+    if w.scale.ndim > 2:
+        return "the weight is a stack of layers"
+    if w.g_idx is not None:
+        return "groups are not contiguous"
+    if w.tile not in bitpack.TILES:
+        return f"tile {w.tile} is none of {bitpack.TILES}"
+    if x.dtype.name not in ("bfloat16", "float16", "float32"):
+        return f"activations are {x.dtype.name}"
+    return None
 
 
 @matmul_t.register(Affine)

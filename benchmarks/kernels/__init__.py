@@ -1,0 +1,1 @@
+"""Proofs and timings of the GPU kernels."""

@@ -1,0 +1,69 @@
+"""Cases of the packed product: forward at every spec, and its two backward kernels."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.affine_matmul import affine_matmul
+from pallas_kernels.affine_matmul import specs as named
+from pallas_kernels.affine_matmul.config import choose_config
+from pallas_kernels.proof.report import Case
+
+
+def forward(spec: named.AffineSpec) -> Case:
+    layout = spec.layout
+    args = tuple(a for a in spec.arguments() if a is not None)
+    config = choose_config(spec.m, layout, jnp.dtype(spec.dtype))
+
+    def call(x, codes, scale, zero=None, *, implementation):
+        return affine_matmul(x, codes, scale, zero, layout, implementation=implementation)
+
+    return Case(
+        name=spec.name,
+        kernel=f"affine_matmul_w{layout.bits}$",
+        fn=functools.partial(call, implementation="triton"),
+        args=args,
+        xla=functools.partial(call, implementation="xla"),
+        least_bytes=least_bytes(args, [jax.ShapeDtypeStruct((spec.m, layout.cols), spec.dtype)]),
+        step_bytes=4 * config.tiles * layout.packing.words * config.block_n,
+        tensor_core=True,
+        decode=spec.m <= 16,
+    )
+
+
+def backward(spec: named.AffineSpec) -> Case:
+    layout = spec.layout
+    args = tuple(a for a in spec.arguments() if a is not None)
+    y = jax.ShapeDtypeStruct((spec.m, layout.cols), spec.dtype)
+
+    def pull(y_bar, x, codes, scale, zero=None, *, implementation):
+        def product(x, scale):
+            return affine_matmul(x, codes, scale, zero, layout, implementation=implementation)
+
+        return jax.vjp(product, x, scale)[1](y_bar)
+
+    return Case(
+        name=f"{spec.name}-backward",
+        kernel=f"affine_matmul_w{layout.bits}_(dx|dscale)$",
+        fn=functools.partial(pull, implementation="triton"),
+        args=(y, *args),
+        xla=functools.partial(pull, implementation="xla"),
+        least_bytes=least_bytes([y, *args], [args[0], args[2]]),
+        step_bytes=0,
+        tensor_core=True,
+        decode=False,
+        kernels=2,
+    )
+
+
+def least_bytes(read, written):
+    return sum(a.size * a.dtype.itemsize for a in (*read, *written))
+
+
+CASES = (
+    *(forward(spec) for spec in named.SPECS),
+    *(backward(named.spec("Llama-3-8B/q", m)) for m in (16, 512)),
+    *(backward(named.spec("Llama-3-8B/q", 512, bits=bits)) for bits in (2, 3, 8)),
+    backward(named.spec("Qwen3-0.6B/down", 512)),
+)

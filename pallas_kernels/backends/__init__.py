@@ -1,0 +1,1 @@
+"""What stands between a kernel and the compiler that takes it: one module per compiler, and the choice between them."""

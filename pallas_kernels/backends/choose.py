@@ -1,0 +1,49 @@
+"""Which implementation of an operation runs, and why one that was asked for cannot."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+IMPLEMENTATIONS = ("triton", "mosaic", "interpret", "xla")
+
+
+def on_gpu() -> bool:
+    """Whether what is traced now is for a GPU: the default device, which may be one that is only described."""
+    device: Any = getattr(jax.config, "jax_default_device")  # noqa: B009 - a flag that type checkers do not know
+    if device is None or isinstance(device, str):
+        return (device or jax.default_backend()) in ("gpu", "cuda")
+    return device.platform in ("gpu", "cuda")
+
+
+def choose(op: str, asked: str | None, refusals: Mapping[str, str | None]) -> str:
+    """Name of the implementation to run.
+
+    Args:
+      op: the operation, for messages.
+      asked: what the caller named, or None to take the first that can run.
+      refusals: the operation's implementations in order of preference, each with the reason why it cannot run this
+        call or None when it can.
+
+    Raises:
+      ValueError: when the one asked for is not known or cannot run, with the reason, or when none can, with all.
+    """
+    if asked is not None:
+        if asked not in refusals:
+            raise ValueError(f"{op}: implementation must be one of {', '.join(refusals)}, got {asked!r}")
+        reason = refusals[asked]
+        if reason is not None:
+            raise ValueError(f"{op}: implementation={asked!r} cannot run: {reason}")
+        return asked
+    for name, reason in refusals.items():
+        if reason is None and name != "interpret":
+            return name
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+    raise ValueError(f"{op}: no implementation can run this call ({reasons})")
+
+
+def needs_gpu() -> str | None:
+    """Reason why a compiled kernel cannot run here, or None."""
+    if on_gpu():
+        return None
+    return f"it needs an NVIDIA GPU as the default device, and the default backend is {jax.default_backend()!r}"
