@@ -11,17 +11,30 @@ from compressjax._version import __version__
 if TYPE_CHECKING:
     from compressjax.calibration import calibrate
     from compressjax.factorization import lowrank
+    from compressjax.kvcache import kv_compress
     from compressjax.ops import dense, matmul, nbits
     from compressjax.quantization import quantize
     from compressjax.reporting.table import report
     from compressjax.sparsity import sparsify
 
-__all__ = ["__version__", "calibrate", "dense", "lowrank", "matmul", "nbits", "quantize", "report", "sparsify"]
+__all__ = [
+    "__version__",
+    "calibrate",
+    "dense",
+    "kv_compress",
+    "lowrank",
+    "matmul",
+    "nbits",
+    "quantize",
+    "report",
+    "sparsify",
+]
 
 # Looked up at first use, so that the command line answers --help without waiting for jax.
 _VERBS = {
     "calibrate": "compressjax.calibration",
     "dense": "compressjax.ops",
+    "kv_compress": "compressjax.kvcache",
     "lowrank": "compressjax.factorization",
     "matmul": "compressjax.ops",
     "nbits": "compressjax.ops",

@@ -130,6 +130,10 @@ class Generate(Shared):
       model: a compressed folder, or any model `compress` takes.
       prompt: the text to continue.
       chat: put the prompt into the model's chat template.
+      kv: how the cache of past tokens is held: NAME or NAME:field=value,..., such as gear:bits=2, kivi, ems:budget=128,
+        matryoshka-kv:rank=32; transmla:kv_lora_rank=192 converts attention, and transmla:...+round:bits=4 also rounds
+        its latents; "none" for a plain cache.
+      kv_text: text that matryoshka-kv and transmla take their bases from.
       max_new_tokens: stop after this many.
       temperature: 0 takes the most likely token.
       top_k: draw among the k most likely.
@@ -140,6 +144,8 @@ class Generate(Shared):
     model: tyro.conf.Positional[str]
     prompt: tyro.conf.Positional[str]
     chat: Switch = False
+    kv: str = "none"
+    kv_text: str = "wikipedia:train"
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_k: int | None = None

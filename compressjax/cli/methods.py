@@ -48,6 +48,39 @@ TUNINGS: Mapping[str, str] = MappingProxyType({"block": "compressjax.training:Bl
 """Name after ``--tune`` -> "module:config" of what trains a block once its weights are compressed."""
 
 
+KV: Mapping[str, str] = MappingProxyType(
+    {
+        "dense": "compressjax.kvcache:DenseKV",
+        "round": "compressjax.kvcache:RoundKV",
+        "kivi": "compressjax.kvcache:KIVI",
+        "kv4": "compressjax.kvcache:KV4",
+        "gear": "compressjax.kvcache:GEAR",
+        "streaming-llm": "compressjax.kvcache:StreamingLLM",
+        "h2o": "compressjax.kvcache:H2O",
+        "snapkv": "compressjax.kvcache:SnapKV",
+        "ems": "compressjax.kvcache:EMS",
+        "minicache": "compressjax.kvcache:MiniCache",
+        "matryoshka-kv": "compressjax.kvcache:MatryoshkaKV",
+        "transmla": "compressjax.kvcache:TransMLA",
+    }
+)
+"""Name after ``--kv`` -> "module:config" of how the cache of past tokens is held."""
+
+
+def parse_kv(text: str) -> tuple[Any, ...]:
+    """Cache configs from the form ``name:field=value,...``, several joined by "+"; empty for "none".
+
+    Raises:
+      ValueError: no such way, an unknown field, or a value the field cannot take.
+
+    Example:
+      >>> parse_kv("gear:bits=2,rank=2")[0].rank
+      2
+    """
+    found = [_config(part, f"--kv {text}", KV) for part in text.split("+")]
+    return tuple(cfg for cfg in found if cfg is not None)
+
+
 def parse_tuning(text: str) -> Any:
     """A way of tuning from the form ``name:field=value,field=value``, or None for "none".
 

@@ -77,13 +77,14 @@ def attend(
 
     Args:
       q: ``[B, T, H, d]``.
-      k, v: ``[B, T, K, d]``; K divides H, and query head ``h`` reads key head ``h // G``.
+      k, v: ``[B, T, K, d]``; K divides H, and query head ``h`` reads key head ``h // G``. Values may be wider or
+        narrower than keys.
       seen: bool ``[B or 1, T, T]`` or ``[B or 1, 1, T]``, query by key, new positions only.
       past: earlier keys and values.
       causal: promises that ``seen`` has no later key, so that long inputs skip most of what they would mask.
 
     Returns:
-      ``[B, T, H * d]`` in the dtype of ``q``.
+      ``[B, T, H * d]`` in the dtype of ``q``, d being the width of values.
     """
     t = q.shape[1]
     if not causal or past is not None or t < _SEGMENTS * _SHORTEST:
@@ -114,7 +115,7 @@ def _attend(q, k, v, seen, past):
         context = _average(weights[..., :slots], past.v) + _average(weights[..., slots:], v)
     # Divided by the total here, where there are d numbers a query, and not as many as keys.
     context = context / total
-    return context.transpose(0, 3, 1, 2, 4).reshape(b, t, heads * width).astype(q.dtype)
+    return context.transpose(0, 3, 1, 2, 4).reshape(b, t, -1).astype(q.dtype)
 
 
 def _scores(rows: jax.Array, k: jax.Array, seen: jax.Array) -> jax.Array:

@@ -126,10 +126,10 @@ def generate(
       ValueError: empty prompt, right padding, token outside the vocabulary, T + N beyond ``cfg.max_positions``,
         ``max_new_tokens`` below 1, sampling without a key.
     """
-    tokens, mask = _check_prompt(cfg, tokens, mask)
-    _check_room(cfg, tokens.shape[1], max_new_tokens)
-    ends = _end_ids(cfg, eos_id)
-    key = _check_key(sampling, key)
+    tokens, mask = check_prompt(cfg, tokens, mask)
+    check_room(cfg, tokens.shape[1], max_new_tokens)
+    ends = end_ids(cfg, eos_id)
+    key = check_key(sampling, key)
     return _generate(cfg, max_new_tokens, sampling, ends, jnp.dtype(dtype), params, tokens, mask, key)
 
 
@@ -187,10 +187,10 @@ def stream(
     tokens = np.asarray(tokens)
     if tokens.ndim != 1:
         raise ValueError(f"stream takes one prompt, tokens of shape [length], got {tokens.shape}")
-    batch, _ = _check_prompt(cfg, tokens[None], None)
-    _check_room(cfg, tokens.shape[0], max_new_tokens)
-    ends = _end_ids(cfg, eos_id)
-    key = _check_key(sampling, key)
+    batch, _ = check_prompt(cfg, tokens[None], None)
+    check_room(cfg, tokens.shape[0], max_new_tokens)
+    ends = end_ids(cfg, eos_id)
+    key = check_key(sampling, key)
     return _stream(cfg, params, batch, max_new_tokens, sampling, key, ends, jnp.dtype(dtype))
 
 
@@ -217,8 +217,8 @@ def _next(cfg, sampling, dtype, params, token, cache, key, step):
     return sample(logits, jax.random.fold_in(key, step), sampling), cache
 
 
-def _check_prompt(cfg: LlamaConfig, tokens: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
-    """Returns tokens int32 and mask bool ``[B, T]``; refuses what `generate` says."""
+def check_prompt(cfg: LlamaConfig, tokens: ArrayLike, mask: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
+    """Tokens int32 and mask bool ``[B, T]``; a ValueError for what `generate` refuses."""
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or tokens.shape[0] < 1:
         raise ValueError(f"tokens must have shape [batch, length], got {tokens.shape}")
@@ -240,7 +240,8 @@ def _check_prompt(cfg: LlamaConfig, tokens: ArrayLike, mask: ArrayLike | None) -
     return jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)
 
 
-def _check_room(cfg: LlamaConfig, length: int, new: int) -> None:
+def check_room(cfg: LlamaConfig, length: int, new: int) -> None:
+    """Refuses, with a ValueError, more tokens than the context has positions, or no new ones."""
     if new < 1:
         raise ValueError(f"max_new_tokens must be >= 1, got {new}")
     if length + new > cfg.max_positions:
@@ -250,7 +251,8 @@ def _check_room(cfg: LlamaConfig, length: int, new: int) -> None:
         )
 
 
-def _end_ids(cfg: LlamaConfig, eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
+def end_ids(cfg: LlamaConfig, eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The tokens that end a row, as a tuple; a ValueError for one outside the vocabulary."""
     ends = () if eos_id is None else (eos_id,) if isinstance(eos_id, (int, np.integer)) else tuple(eos_id)
     for end in ends:
         if not 0 <= end < cfg.vocab_size:
@@ -258,7 +260,8 @@ def _end_ids(cfg: LlamaConfig, eos_id: int | Sequence[int] | None) -> tuple[int,
     return tuple(int(end) for end in ends)
 
 
-def _check_key(sampling: Sampling, key: jax.Array | None) -> jax.Array:
+def check_key(sampling: Sampling, key: jax.Array | None) -> jax.Array:
+    """The key to draw with; a ValueError when sampling has none."""
     if key is not None:
         return key
     if sampling.temperature > 0:

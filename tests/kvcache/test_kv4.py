@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compressjax.kvcache import KV4, kv4
+from compressjax.kvcache import KV4, append_token, kv4, kv_compress, materialize
 from compressjax.models.attention import attend
 from compressjax.models.rope import rotary_angles, rotate
 from compressjax.ops import nbits
@@ -15,9 +15,6 @@ from compressjax.ops import nbits
 CFG = KV4(group=32, residual=32)
 B, K, H, D = 2, 2, 4, 32
 
-append = functools.partial(jax.jit, static_argnames="cfg")(kv4.append)
-prefill = functools.partial(jax.jit, static_argnames="cfg")(kv4.prefill)
-attention = functools.partial(jax.jit, static_argnames="cfg")(kv4.kv4_attention)
 quantize = functools.partial(jax.jit, static_argnames=("axis", "cfg"))(kv4.kv_quantize)
 dequantize = functools.partial(jax.jit, static_argnames=("axis", "cfg", "dtype"))(kv4.kv_dequantize)
 round_trip = functools.partial(jax.jit, static_argnames=("axis", "cfg"))(kv4.round_trip)
@@ -28,21 +25,6 @@ def keys_and_values(tokens, seed=0, dtype=jnp.float32):
     a, b = jax.random.split(jax.random.key(seed))
     k = jax.random.normal(a, (B, tokens, K, D)) + 20.0 * (jnp.arange(D) == 3).astype(jnp.float32)[None, None, None]
     return k.astype(dtype), jax.random.normal(b, (B, tokens, K, D)).astype(dtype)
-
-
-def filled(tokens, cfg=CFG, max_len=96, dtype=jnp.float32):
-    k, v = keys_and_values(tokens, dtype=dtype)
-    empty = kv4.init(cfg, batch=B, kv_heads=K, head_dim=D, max_len=max_len, dtype=dtype)
-    return prefill(empty, k, v, cfg=cfg), k, v
-
-
-def one_token_each(x):
-    return jnp.swapaxes(x, 0, 1)[:, :, None]
-
-
-def same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize("axis", ["channel", "token"])
@@ -91,36 +73,23 @@ def test_keys_want_groups_along_a_channel():
     assert error["channel"] < error["token"] / 4
 
 
-@pytest.mark.parametrize("tokens", [32, 50, 64])
-def test_token_by_token_is_as_all_at_once(tokens):
-    cache, k, v = filled(tokens)
-    assert (int(cache.frozen), int(cache.hot)) == (tokens // 32 * 32, tokens % 32)
-    one = kv4.init(CFG, batch=B, kv_heads=K, head_dim=D, max_len=96, dtype=jnp.float32)
-    one, _ = jax.jit(
-        lambda c: jax.lax.scan(lambda c, kv: (kv4.append(c, *kv, CFG), None), c, jax.tree.map(one_token_each, (k, v)))
-    )(one)
-    whole, rest = int(cache.frozen), int(cache.hot)
-    same((one.frozen, one.hot), (cache.frozen, cache.hot))
-    for axis, a, b in ((CFG.k_axis, one.k, cache.k), (CFG.v_axis, one.v, cache.v)):
-        values = (dequantize(packed, axis=axis, cfg=CFG, dtype=jnp.float32)[:, :whole] for packed in (a, b))
-        np.testing.assert_array_equal(*values)
-    np.testing.assert_array_equal(one.k_hot[:, :rest], k[:, whole:])
-    np.testing.assert_array_equal(one.v_hot[:, :rest], v[:, whole:])
+def cached(tokens, max_len=96, cfg=CFG, of=None):
+    """One layer's cache after the first ``tokens`` tokens of a text of ``of``."""
+    k, v = (x[:, :tokens] for x in keys_and_values(of or tokens))
+    return kv_compress({"k": k, "v": v}, cfg, q_heads=H, max_len=max_len, rope=(1e4, None)), k, v
 
 
-@pytest.mark.parametrize("tokens", [20, 32, 70])
-def test_decoding_attends_to_the_dequantised_cache(tokens):
-    cache, k, v = filled(tokens)
-    q = jax.random.normal(jax.random.key(5), (B, 1, H, D))
+@pytest.mark.parametrize("tokens", [20, 70])
+def test_frozen_tokens_are_rounded_and_the_ring_is_exact(tokens):
+    cache, k, v = cached(tokens)
+    plain = materialize(cache, 0)
     whole = tokens // 32 * 32
-    kept = [
-        jnp.concatenate([dequantize(p, axis=axis, cfg=CFG, dtype=jnp.float32)[:, :whole], x[:, whole:]], axis=1)
-        for p, axis, x in ((cache.k, CFG.k_axis, k), (cache.v, CFG.v_axis, v))
-    ]
-    expected = attend(q, *kept, jnp.ones((1, 1, tokens), bool))
-    np.testing.assert_allclose(attention(q, cache, cfg=CFG), expected, atol=1e-5)
-    exact = attend(q, k, v, jnp.ones((1, 1, tokens), bool))
-    assert (float(jnp.max(jnp.abs(expected - exact))) > 1e-4) == (whole > 0)
+    # The ring comes first.
+    np.testing.assert_array_equal(plain.k[:, :, : tokens - whole], jnp.swapaxes(k[:, whole:], 1, 2))
+    if whole:
+        held = round_trip(k[:, :whole], axis=CFG.k_axis, cfg=CFG), round_trip(v[:, :whole], axis=CFG.v_axis, cfg=CFG)
+        for got, want in zip((plain.k, plain.v), held, strict=True):
+            np.testing.assert_array_equal(got[:, :, 32 : 32 + whole], jnp.swapaxes(want, 1, 2))
 
 
 def test_a_text_at_once_is_as_decoded_token_by_token():
@@ -128,42 +97,33 @@ def test_a_text_at_once_is_as_decoded_token_by_token():
     k, v = keys_and_values(tokens)
     q = jax.random.normal(jax.random.key(5), (B, tokens, H, D))
     at_once = kv4.attention_as_decoded(q, k, v, CFG)
-
-    def step(cache, t):
-        kv = (jax.lax.dynamic_slice_in_dim(a, t, 1, axis=1) for a in (k, v))
-        cache = kv4.append(cache, *kv, CFG)
-        return cache, kv4.kv4_attention(jax.lax.dynamic_slice_in_dim(q, t, 1, axis=1), cache, CFG)[:, 0]
-
-    start = kv4.init(CFG, batch=B, kv_heads=K, head_dim=D, max_len=96, dtype=jnp.float32)
-    _, one_by_one = jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(tokens)))(start)
-    np.testing.assert_allclose(at_once, jnp.swapaxes(one_by_one, 0, 1), atol=1e-5)
+    for at in (40, 62, 69):  # 31 and 63 fill a ring, which this form compresses one token earlier
+        cache, _, _ = cached(at, of=tokens)
+        plain = materialize(cache, 0)
+        real = np.asarray(plain.seen)[0, 0, 0]
+        past = [jnp.swapaxes(x[:, :, real], 1, 2) for x in (plain.k, plain.v)]
+        keys, values = (
+            jnp.concatenate([old, new[:, at : at + 1]], axis=1) for old, new in zip(past, (k, v), strict=True)
+        )
+        want = attend(q[:, at : at + 1], keys, values, jnp.ones((1, 1, at + 1), bool))
+        np.testing.assert_allclose(at_once[:, at : at + 1], want, atol=1e-5)
 
 
 def test_keys_stored_before_rotation_are_rotated_when_read():
     cfg = KV4(group=32, residual=32, pre_rope=True)
-    cache, k, v = filled(50, cfg)
-    cos, sin = rotary_angles(jnp.arange(96 + 32)[None], D, 1e4)
-    q = jax.random.normal(jax.random.key(5), (B, 1, H, D))
-    kept = jnp.concatenate([round_trip(k[:, :32], axis="channel", cfg=cfg), k[:, 32:]], axis=1)
-    values = jnp.concatenate([round_trip(v[:, :32], axis="token", cfg=cfg), v[:, 32:]], axis=1)
-    expected = attend(q, rotate(kept, cos[:, :50], sin[:, :50]), values, jnp.ones((1, 1, 50), bool))
-    np.testing.assert_allclose(kv4.kv4_attention(q, cache, cfg, (cos, sin)), expected, atol=1e-5)
-
-
-def test_bfloat16_stays_and_the_ring_is_exact_in_it():
-    cache, k, _ = filled(40, dtype=jnp.bfloat16)
-    assert cache.k_hot.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(cache.k_hot[:, :8], k[:, 32:])
-    q = jnp.ones((B, 1, H, D), jnp.bfloat16)
-    assert attention(q, cache, cfg=CFG).dtype == jnp.bfloat16
+    plain = materialize(cached(50, cfg=cfg)[0], 0)
+    k, _ = keys_and_values(50)
+    cos, sin = rotary_angles(jnp.arange(32)[None], D, 1e4)
+    held = round_trip(rotate(k[:, :32], cos, -sin), axis="channel", cfg=cfg)
+    np.testing.assert_allclose(plain.k[:, :, 32:64], jnp.swapaxes(rotate(held, cos, sin), 1, 2), atol=0.02)
 
 
 def test_too_many_tokens_never_pass_in_silence():
-    cache, k, v = filled(63, max_len=32)
-    over = append(cache, k[:, :1], v[:, :1], cfg=CFG)
-    assert bool(jnp.all(jnp.isnan(kv4.kv4_attention(jnp.ones((B, 1, H, D)), over, CFG))))
-    with pytest.raises(ValueError, match="64 tokens do not fit 32 slots"):
-        kv4.prefill(cache, *keys_and_values(64), CFG)
+    cache, k, v = cached(32, max_len=32)
+    extra = tuple(jnp.swapaxes(x[None, None, :, :1], 3, 2) for x in (k, v))
+    extra = tuple(x.reshape(1, 1, B, K, 1, D) for x in extra)
+    over = append_token(cache, ((*extra, None),))
+    assert bool(jnp.all(jnp.isnan(over.states[0].hot.k[..., 0, :])))
 
 
 @pytest.mark.parametrize(
@@ -182,10 +142,10 @@ def test_config_refusals(message, options):
 
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="group=64 does not divide the head width 32 on the token axis"):
-        kv4.init(KV4(), batch=1, kv_heads=1, head_dim=32, max_len=64)
+        kv_compress(dict(zip(("k", "v"), keys_and_values(64), strict=True)), KV4())
     with pytest.raises(ValueError, match="48 tokens are not a multiple of residual=32"):
         kv4.kv_quantize(jnp.zeros((1, 48, 1, 32)), "channel", CFG)
-    with pytest.raises(ValueError, match="max_len must be >= 1"):
-        kv4.init(CFG, batch=1, kv_heads=1, head_dim=32, max_len=0)
-    with pytest.raises(ValueError, match="rotary must be given exactly when"):
-        kv4.kv4_attention(jnp.zeros((B, 1, H, D)), filled(4)[0], KV4(group=32, residual=32, pre_rope=True))
+    with pytest.raises(ValueError, match="pre_rope needs a model with rotary positions"):
+        kv_compress(dict(zip(("k", "v"), keys_and_values(64), strict=True)), KV4(group=32, residual=32, pre_rope=True))
+    with pytest.raises(ValueError, match=r"KV4.pre_rope and KV4.sinks must be off"):
+        kv4.attention_as_decoded(*(jnp.zeros((1, 4, 1, 32)),) * 3, KV4(group=32, residual=32, sinks=4))
