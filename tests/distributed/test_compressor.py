@@ -11,11 +11,9 @@ from compressjax.distributed.compressor import from_bytes, message_like, to_byte
 KEY = jax.random.key(3)
 EVERY = [
     Identity(),
-    RandK(density=0.25),
     RandK(density=0.25, block=4),
     TopK(density=0.1),
     BlockTopK(density=0.1, chunk=32),
-    QSGD(bits=8, bucket=64),
     QSGD(bits=3, bucket=32),
     MinMax(bits=4, bucket=64),
     MinMax(bits=3, bucket=32, stochastic=True),

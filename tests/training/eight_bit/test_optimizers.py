@@ -45,7 +45,10 @@ def steps(tx, count):
     return out, state
 
 
-@pytest.mark.parametrize("name", PAIRS)
+FEW = ("adam", "sgd", "lion", "lamb")
+
+
+@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in PAIRS])
 def test_the_first_step_is_optaxs_and_the_next_ones_are_close(name):
     make, plain, stored = PAIRS[name]
     ours, state = steps(make(policy=SMALL), 3)
@@ -93,7 +96,7 @@ def test_lamb_has_its_trust_ratio():
     np.testing.assert_allclose(twice["w"], 2 * once["w"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("stochastic", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_sum_of_small_squares_needs_rounding_at_random(stochastic):
     """Ten thousand equal gradients after a larger one: rounded to the nearest code, the sum never grows."""
     fields = {"sum_of_squares"} if stochastic else set()

@@ -110,10 +110,14 @@ def test_a_second_moment_that_was_rounded_away_can_be_floored():
     np.testing.assert_allclose(step(StatePolicy(min_size=1, floor_zeros={"nu"})), -hat[0] / np.sqrt(hat[1]), rtol=1e-3)
 
 
-def test_rounding_at_random_needs_a_key_and_changes_with_it():
-    policy = StatePolicy(min_size=1, stochastic={"nu"})
+def test_rounding_at_random_needs_a_key():
     with pytest.raises(ValueError, match=r"StatePolicy.stochastic=\['nu'\] needs a key"):
-        adam_8bit(1e-2, policy=policy)
+        adam_8bit(1e-2, policy=StatePolicy(stochastic={"nu"}))
+
+
+@pytest.mark.slow
+def test_rounding_at_random_changes_with_its_key():
+    policy = StatePolicy(min_size=1, stochastic={"nu"})
     tx = scale_by_adam_8bit(policy=policy, key=jax.random.key(0))
     begin = tx.init(tree(0))
     starts = [begin, begin, begin._replace(key=jax.random.key(1))]
@@ -135,6 +139,7 @@ def test_state_survives_a_checkpoint_bit_for_bit(tmp_path):
     equal(run(ADAM, 2, state=restored, first=3)[0], run(ADAM, 4)[0])
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_of_optax():
     tx = optax.MultiSteps(ADAM, every_k_schedule=2)
     params = tree(0)

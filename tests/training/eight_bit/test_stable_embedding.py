@@ -43,6 +43,7 @@ def test_its_table_keeps_a_float32_state():
     assert state.mu["dense"]["kernel"].codes.dtype == jnp.uint8
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion("optax.adam mixes the dtypes of its moments")
 def test_labels_split_the_optimizer():
     params = {"embed": variables(), "dense": {"kernel": jnp.ones((64, 64))}}
