@@ -19,10 +19,15 @@ def skew(x: jax.Array) -> jax.Array:
     return lower - jnp.swapaxes(lower, -1, -2)
 
 
+def _identity(x: jax.Array) -> jax.Array:
+    """The identity in the shape of ``x [..., d, d]``."""
+    return jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
+
+
 def cayley(x: jax.Array) -> jax.Array:
     """``(I - A/2)^{-1} (I + A/2)`` with ``A = skew(x)``; the identity at 0, determinant +1 everywhere."""
     a = skew(x) / 2
-    eye = jnp.eye(x.shape[-1], dtype=x.dtype)
+    eye = _identity(x)
     return jnp.linalg.solve(eye - a, eye + a)
 
 
@@ -32,7 +37,7 @@ def inv_cayley(q: jax.Array) -> jax.Array:
     Raises:
       ValueError: a concrete ``q`` that is not orthogonal.
     """
-    eye = jnp.eye(q.shape[-1], dtype=q.dtype)
+    eye = _identity(q)
     miss = jnp.max(jnp.abs(jnp.matmul(jnp.swapaxes(q, -1, -2), q) - eye))
     try:
         off = float(miss)
@@ -52,7 +57,7 @@ def householder(x: jax.Array) -> jax.Array:
     taken out so that 0 is the identity here, too.
     """
     d = x.shape[-1]
-    v = jnp.tril(x, -1) + jnp.eye(d, dtype=x.dtype)
+    v = jnp.tril(x, -1) + _identity(x)
     tau = 2 / jnp.sum(jnp.square(v), axis=-2)
 
     def reflect(q, j):
@@ -61,8 +66,7 @@ def householder(x: jax.Array) -> jax.Array:
         along = jnp.einsum("...ij,...j->...i", q, column)
         return q - step * along[..., :, None] * column[..., None, :], None
 
-    start = jnp.broadcast_to(jnp.eye(d, dtype=x.dtype), x.shape)
-    q, _ = jax.lax.scan(reflect, start, jnp.arange(d))
+    q, _ = jax.lax.scan(reflect, _identity(x), jnp.arange(d))
     return -q
 
 

@@ -1,12 +1,27 @@
 """Generation on a compressed cache: exact where the codec is, without a second trace."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compressjax.kvcache import DenseKV, Generator, RoundKV, compress_ring, generator
-from compressjax.models import Llama, Sampling, generate
+from compressjax.kvcache import (
+    DenseKV,
+    Generator,
+    LlamaForm,
+    RoundKV,
+    compress_ring,
+    decode_step,
+    generator,
+    kv_compress,
+    materialize,
+)
+from compressjax.kvcache import prefill as decoding_prefill
+from compressjax.models import Llama, Sampling, generate, prefill
+
+from .conftest import random_params
 
 PROMPT = np.random.default_rng(0).integers(0, 61, (2, 50))
 NEW = 40
@@ -78,3 +93,28 @@ def test_refusals(rounded):
         rounded.generate(PROMPT, max_new_tokens=1, sampling=Sampling(temperature=1.0))
     with pytest.raises(ValueError, match=r"stream takes one prompt"):
         rounded.stream(PROMPT, max_new_tokens=1)
+
+
+def test_a_plain_cache_compressed_later_is_the_same(rounded, model):
+    cfg, params = model
+    _, plain = jax.jit(prefill, static_argnums=(0, 4))(cfg, params, jnp.asarray(PROMPT, jnp.int32), None, 60)
+    later = kv_compress(plain, rounded.kv, q_heads=cfg.num_heads)
+    _, at_once = rounded.read(PROMPT, new=10)
+    assert later.layout.spec.max_len == 60 and int(later.hot) == int(at_once.hot) == 18
+    for layer in (0, 3):
+        for a, b in zip(materialize(later, layer)[:2], materialize(at_once, layer)[:2], strict=True):
+            np.testing.assert_allclose(a, b, atol=0.05)
+
+
+def test_a_step_unpacks_one_layer_at_a_time(model):
+    """Temporaries of a compiled step are a few layers' plain caches, not all sixteen."""
+    cfg = dataclasses.replace(model[0], num_layers=16, max_positions=1024)
+    params = random_params(cfg)
+    form, codec = LlamaForm(cfg), RoundKV(bits=4, residual=32)
+    layout = Generator(cfg, params, codec).layout(1, 960, 1024)
+    tokens = jnp.zeros((1, 960), jnp.int32)
+    _, cache = jax.eval_shape(lambda p: decoding_prefill(form, layout, p, tokens, jnp.ones((1, 960), bool)), params)
+    step = jax.jit(lambda p, t, c: decode_step(form, p, t, c), donate_argnums=2)
+    compiled = step.lower(params, jnp.zeros(1, jnp.int32), cache).compile()
+    one_layer = 2 * 1024 * cfg.num_kv_heads * cfg.head_dim * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * one_layer
