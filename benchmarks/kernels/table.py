@@ -1,10 +1,14 @@
-"""Committed proofs of the kernels as rows of a table."""
+"""``python -m benchmarks.kernels.table``: committed proofs of the kernels as tables in docs/kernels.md."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import RESULTS, read_result
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
+_SECTION = re.compile(r"(<!-- kernels:(?P<op>\w+) -->\n).*?(<!-- /kernels -->)", re.DOTALL)
 
 HEADER = (
     "case",
@@ -49,3 +53,23 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['xla_bytes'] / row['moved_bytes']:.1f}" if "xla_bytes" in row else "-",
         f"{row['least_us']:.2f}",
     )
+
+
+def section(op: str, folder: Path = RESULTS) -> str:
+    """Table of one operation, with where it comes from."""
+    result = read_result(folder / f"kernels_{op}.json")
+    if result is None:
+        return f"Not compiled yet; `python -m benchmarks.kernels {op} --write` does."
+    rule = ["---:" if side == "r" else "---" for side in ALIGN]
+    lines = ["| " + " | ".join(row) + " |" for row in (HEADER, rule, *map(cells, result["rows"]))]
+    source = f"Compiled {result['date']} with jax {result['versions']['jax']} by `{result['command']}`."
+    return "\n".join([source, "", *lines])
+
+
+def filled(text: str, folder: Path = RESULTS) -> str:
+    """A document with its sections ``<!-- kernels:OP -->`` written from the committed results."""
+    return _SECTION.sub(lambda found: f"{found[1]}{section(found['op'], folder)}\n{found[3]}", text)
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from compressjax.leaf.registration import leaf
 from compressjax.numerics import bitpack
 from compressjax.ops import dense, logical_shape, matmul, matmul_t, take
-from compressjax.ops.on_gpu import kernel_or_formula
+from compressjax.ops.on_gpu import KERNEL_ACTIVATIONS, kernel_or_formula
 
 ZeroKind = Literal["int", "real", "none"]
 
@@ -142,7 +142,7 @@ def _shape(w: Affine):
 
 @matmul.register(Affine)
 def _matmul(x, w: Affine):
-    return kernel_or_formula(_matmul_kernel, _matmul_formula, _kernel_refusal(x, w), x, w)
+    return kernel_or_formula(_matmul_kernel, _matmul_formula, kernel_refusal(x, w), x, w)
 
 
 def _matmul_formula(x, w: Affine):
@@ -150,15 +150,23 @@ def _matmul_formula(x, w: Affine):
 
 
 def _matmul_kernel(x, w: Affine):
-    from pallas_kernels.affine_matmul import AffineLayout, affine_matmul
+    from pallas_kernels.affine_matmul import affine_matmul
+
+    base, layout = kernel_operands(w)
+    return affine_matmul(x, *base, layout, implementation="triton")
+
+
+def kernel_operands(w: Affine):
+    """Arrays and layout of an unstacked leaf as ``pallas_kernels.affine_matmul`` takes them."""
+    from pallas_kernels.affine_matmul import AffineLayout
 
     layout = AffineLayout(
         bits=w.bits, group=w.group, tile=w.tile, rows=w.shape[0], cols=w.shape[1], zero_kind=w.zero_kind
     )
-    return affine_matmul(x, w.codes, w.scale, w.zero, layout, implementation="triton")
+    return (w.codes, w.scale, w.zero), layout
 
 
-def _kernel_refusal(x, w):
+def kernel_refusal(x: jax.Array, w: Affine) -> str | None:
     """Why the GPU kernel does not take this product, or None."""
     if w.scale.ndim > 2:
         return "the weight is a stack of layers"
@@ -166,7 +174,7 @@ def _kernel_refusal(x, w):
         return "groups are not contiguous"
     if w.tile not in bitpack.TILES:
         return f"tile {w.tile} is none of {bitpack.TILES}"
-    if x.dtype.name not in ("bfloat16", "float16", "float32"):
+    if x.dtype.name not in KERNEL_ACTIVATIONS:
         return f"activations are {x.dtype.name}"
     return None
 

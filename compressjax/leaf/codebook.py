@@ -7,6 +7,7 @@ from compressjax.leaf.affine import spread_groups
 from compressjax.leaf.registration import leaf
 from compressjax.numerics import bitpack
 from compressjax.ops import dense, logical_shape, matmul, matmul_t
+from compressjax.ops.on_gpu import KERNEL_ACTIVATIONS, kernel_or_formula
 
 
 @leaf(static=("bits", "group", "shape", "tile"))
@@ -85,7 +86,37 @@ def _shape(w: Codebook):
 
 @matmul.register(Codebook)
 def _matmul(x, w: Codebook):
+    return kernel_or_formula(_matmul_kernel, _matmul_formula, kernel_refusal(x, w), x, w)
+
+
+def _matmul_formula(x, w: Codebook):
     return x @ dense(w).astype(x.dtype)
+
+
+def _matmul_kernel(x, w: Codebook):
+    from pallas_kernels.codebook_matmul import codebook_matmul
+
+    base, layout = kernel_operands(w)
+    return codebook_matmul(x, *base, layout, implementation="triton")
+
+
+def kernel_operands(w: Codebook):
+    """Arrays and layout of an unstacked leaf as ``pallas_kernels.codebook_matmul`` takes them."""
+    from pallas_kernels.codebook_matmul import CodebookLayout
+
+    layout = CodebookLayout(levels=w.levels.shape[1], group=w.group, tile=w.tile, rows=w.shape[0], cols=w.shape[1])
+    return (w.codes, w.levels), layout
+
+
+def kernel_refusal(x: jax.Array, w: Codebook) -> str | None:
+    """Why the GPU kernel does not take this product, or None."""
+    if w.levels.ndim > 3:
+        return "the weight is a stack of layers"
+    if w.tile not in bitpack.TILES:
+        return f"tile {w.tile} is none of {bitpack.TILES}"
+    if x.dtype.name not in KERNEL_ACTIVATIONS:
+        return f"activations are {x.dtype.name}"
+    return None
 
 
 @matmul_t.register(Codebook)

@@ -7,6 +7,7 @@ from compressjax.leaf.affine import spread_groups
 from compressjax.leaf.registration import leaf
 from compressjax.numerics import bitpack
 from compressjax.ops import dense, logical_shape, matmul, matmul_t, take
+from compressjax.ops.on_gpu import KERNEL_ACTIVATIONS, kernel_or_formula
 
 # The decoded statistics are rounded to this type by definition of the format (see `decode_statistic`).
 STATISTIC_DTYPE = jnp.float16
@@ -184,10 +185,45 @@ def _shape(w: TwoLevelAffine):
 
 @matmul.register(TwoLevelAffine)
 def _matmul(x, w: TwoLevelAffine):
+    return kernel_or_formula(_matmul_kernel, _matmul_formula, kernel_refusal(x, w), x, w)
+
+
+def _matmul_formula(x, w: TwoLevelAffine):
     if w.perm is None or w.perm.ndim > 1:
         return x @ dense(w).astype(x.dtype)
-    # Activations are fewer than weights, so it is they that are put in order.
-    return jnp.take(x, w.perm.astype(jnp.int32), axis=-1) @ _ordered_dense(w).astype(x.dtype)
+    return in_order(x, w) @ _ordered_dense(w).astype(x.dtype)
+
+
+def in_order(x: jax.Array, w: TwoLevelAffine) -> jax.Array:
+    """Activations in the order of the codes: they are fewer than weights, so it is they that are put in order."""
+    return x if w.perm is None else jnp.take(x, w.perm.astype(jnp.int32), axis=-1)
+
+
+def _matmul_kernel(x, w: TwoLevelAffine):
+    from pallas_kernels.affine_matmul import affine_matmul
+
+    base, layout = kernel_operands(w)
+    return affine_matmul(in_order(x, w), *base, layout, implementation="triton")
+
+
+def kernel_operands(w: TwoLevelAffine):
+    """Arrays and layout of an unstacked leaf as ``pallas_kernels.affine_matmul`` takes them, inputs in code order."""
+    from pallas_kernels.affine_matmul import AffineLayout
+
+    scale, zero = (statistic.astype(STATISTIC_DTYPE) for statistic in decoded_statistics(w))
+    layout = AffineLayout(bits=w.bits, group=w.group, tile=w.tile, rows=w.shape[0], cols=w.shape[1], zero_kind="real")
+    return (w.codes, scale, zero), layout
+
+
+def kernel_refusal(x: jax.Array, w: TwoLevelAffine) -> str | None:
+    """Why the GPU kernel does not take this product, or None."""
+    if w.scale_scale.ndim > 2:
+        return "the weight is a stack of layers"
+    if w.tile not in bitpack.TILES:
+        return f"tile {w.tile} is none of {bitpack.TILES}"
+    if x.dtype.name not in KERNEL_ACTIVATIONS:
+        return f"activations are {x.dtype.name}"
+    return None
 
 
 @matmul_t.register(TwoLevelAffine)

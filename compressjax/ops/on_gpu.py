@@ -7,6 +7,9 @@ import jax
 
 from pallas_kernels.backends.choose import on_gpu
 
+KERNEL_ACTIVATIONS = frozenset(("bfloat16", "float16", "float32"))
+"""Names of the dtypes of activations that kernels take."""
+
 
 def kernel_or_formula(
     kernel: Callable[..., jax.Array], formula: Callable[..., jax.Array], refusal: str | None, *operands: Any

@@ -111,6 +111,7 @@ def packed_product(
     name: str,
     interpret: bool,
     step: Step,
+    prepare: Callable[..., Any] | None = None,
     finish: Step | None = None,
 ) -> jax.Array:
     """``x @ w`` in float32 sums, ``[m, cols]`` in the dtype of ``x``.
@@ -124,7 +125,8 @@ def packed_product(
       name: of the kernel.
       interpret: run by the host.
       step: ``(block, refs, index, total) -> total``, adds the product with chunk ``index``.
-      finish: ``(block, refs, total) -> total``, what is added once after the loop, by the first split.
+      prepare: ``(block, refs) -> value``, what is loaded once before the loop; ``step`` finds it last in ``refs``.
+      finish: ``(block, refs, split, total) -> total``, what is added once after the loop.
     """
     m = x.shape[0]
     chunk = Chunk(packing, config.tiles)
@@ -153,9 +155,11 @@ def packed_product(
         if partial:
             first = split * jnp.int32(per_split)
             last = jnp.minimum(first + jnp.int32(per_split), jnp.int32(chunk.total))
+        if prepare is not None:
+            weights.append(prepare(block, weights))
         total = lax.fori_loop(first, last, lambda index, total: step(block, weights, index, total), block.zeros())
         if finish is not None:
-            total = finish(block, weights, total)
+            total = finish(block, weights, split, total)
         where = (row[:, None], col[None, :])
         triton.store(out_ref, total, *((split, *where) if partial else where), mask=block.mask)
 

@@ -1,0 +1,42 @@
+"""Cases of the packed product with outliers: every spec."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.kernels.affine_matmul import least_bytes
+from pallas_kernels.affine_matmul.config import choose_config as affine_config
+from pallas_kernels.affine_matmul.layout import AffineLayout
+from pallas_kernels.codebook_matmul.config import choose_config as codebook_config
+from pallas_kernels.outlier_matmul import outlier_matmul
+from pallas_kernels.outlier_matmul import specs as named
+from pallas_kernels.proof.report import Case
+
+
+def forward(spec: named.OutlierSpec) -> Case:
+    layout, m = spec.base.layout, spec.base.m
+    args = spec.arguments()
+    dtype = jnp.dtype(spec.base.dtype)
+    if isinstance(layout, AffineLayout):
+        config = affine_config(m, layout, dtype)
+    else:
+        config = codebook_config(m, layout, dtype)
+
+    def call(x, base, outliers, *, implementation):
+        return outlier_matmul(x, base, outliers, layout, implementation=implementation)
+
+    return Case(
+        name=spec.name,
+        kernel="outlier_(affine|codebook)",
+        fn=functools.partial(call, implementation="triton"),
+        args=args,
+        xla=functools.partial(call, implementation="xla"),
+        least_bytes=least_bytes(jax.tree.leaves(args), [jax.ShapeDtypeStruct((m, layout.cols), dtype)]),
+        step_bytes=4 * config.tiles * layout.packing.words * config.block_n,
+        tensor_core=True,
+        decode=m <= 16,
+    )
+
+
+CASES = tuple(forward(spec) for spec in named.SPECS)
