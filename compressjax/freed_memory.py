@@ -14,7 +14,10 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 # Of glibc's malloc.h: from this size on, a block is a mapping of its own. The value stops glibc from raising it by
 # itself, up to 32 MB, as soon as a large block is freed.
 _M_MMAP_THRESHOLD = -3
-_LARGE = 2 << 20
+_LARGE = 1 << 20
+# Heaps that threads may have each; the compiler's threads would otherwise leave several that are mostly empty.
+_M_ARENA_MAX = -8
+_ARENAS = 1
 
 
 def _from_libc(name: str) -> Callable[..., int] | None:
@@ -27,7 +30,7 @@ def _trim() -> Callable[..., int] | None:
 
 
 def map_large_arrays() -> None:
-    """Makes arrays of 2 MiB and more leave the process the moment they are freed; nothing where it is not glibc.
+    """Makes arrays of 1 MiB and more leave the process the moment they are freed; nothing where it is not glibc.
 
     For programs, to be called once at their start: it holds for the whole process. Without it arrays of tens of
     megabytes share the heap with small ones that outlive them, and a model compressed in memory takes about 100 MB
@@ -36,6 +39,7 @@ def map_large_arrays() -> None:
     set_option = _from_libc("mallopt")
     if set_option is not None:
         set_option(_M_MMAP_THRESHOLD, _LARGE)
+        set_option(_M_ARENA_MAX, _ARENAS)
 
 
 def return_freed_memory() -> None:

@@ -16,11 +16,13 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "bitstack": "compressjax.factorization:BitStack",
         "comet": "compressjax.quantization:COMET",
         "decoupleq": "compressjax.quantization:DecoupleQ",
+        "lord": "compressjax.factorization:LoRD",
         "gqsa": "compressjax.sparsity:GQSA",
         "nm": "compressjax.sparsity:NM",
         "nupes": "compressjax.quantization:NUPES",
         "powerquant": "compressjax.quantization:PowerQuant",
         "rtn": "compressjax.quantization:RTN",
+        "svd": "compressjax.factorization:SVD",
         "spqr": "compressjax.quantization:SpQR",
         "squeezellm": "compressjax.quantization:SqueezeLLM",
     }

@@ -6,19 +6,29 @@ from compressjax.factorization.bitstack_memory import LoadedStack, Resized, load
 from compressjax.factorization.bitstack_scaling import activation_scale, fold_scales
 from compressjax.factorization.bitstack_sorting import greedy_order, levelwise_order, order_from_gains, path_gains
 from compressjax.factorization.bitstack_store import BitStackStore, block_bytes_of, open_store, stacks_of, write_store
+from compressjax.factorization.eora import EoRA, compensate, eora
+from compressjax.factorization.factors import break_even_rank
+from compressjax.factorization.lord import LoRD, with_mean_shift
 from compressjax.factorization.lowrank import lowrank, lowrank_with_info
+from compressjax.factorization.svd import SVD
 
 __all__ = [
     "BitStack",
     "BitStackStore",
+    "SVD",
     "BudgetTable",
+    "EoRA",
+    "LoRD",
     "LoadedStack",
     "Resized",
     "activation_scale",
     "bitstack",
     "block_bytes_of",
     "blocks_between",
+    "break_even_rank",
     "budget_table",
+    "compensate",
+    "eora",
     "fold_scales",
     "greedy_order",
     "levels_for_budget",
@@ -32,5 +42,6 @@ __all__ = [
     "resize_stack",
     "stacks_of",
     "thin_rank",
+    "with_mean_shift",
     "write_store",
 ]

@@ -3,6 +3,7 @@
 from compressjax.leaf.affine import Affine, pack_affine, unpack_codes, unpack_zeros
 from compressjax.leaf.codebook import Codebook, pack_codebook, unpack_indices
 from compressjax.leaf.group_sparse import GroupSparse, pack_group_sparse
+from compressjax.leaf.low_rank import LowRank, low_rank
 from compressjax.leaf.n_m import NMSparse, pack_n_m
 from compressjax.leaf.outliers import Outliers, outlier_mask, pack_outliers, trim_outliers
 from compressjax.leaf.power import Power, pack_power
@@ -17,6 +18,7 @@ __all__ = [
     "Affine",
     "Codebook",
     "GroupSparse",
+    "LowRank",
     "NMSparse",
     "Outliers",
     "Power",
@@ -28,6 +30,7 @@ __all__ = [
     "add",
     "is_leaf",
     "leaf",
+    "low_rank",
     "outlier_mask",
     "pack_affine",
     "pack_codebook",

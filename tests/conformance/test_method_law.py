@@ -65,7 +65,7 @@ def test_no_second_trace_and_deterministic(row):
 def test_says_what_statistics_it_needs(row):
     w, _ = small_problem()
     if statistic_for(row.cfg) is None:
-        assert is_leaf(quantize({"kernel": w}, row.cfg)["kernel"])
+        assert is_leaf(quantize({"kernel": w}, row.shrunk)["kernel"])
     else:
         with pytest.raises(ValueError, match=f"{type(row.cfg).__name__} needs .* statistics of a/kernel"):
             quantize({"a": {"kernel": w}}, row.cfg)

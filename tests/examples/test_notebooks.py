@@ -13,6 +13,26 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
 
+def _quantize_llm(printed: str) -> None:
+    found = re.findall(r"^(\S.*?) +perplexity +([\d.]+)$", printed, re.MULTILINE)
+    scores = {name: float(value) for name, value in found}
+    assert scores["original"] < scores["GPTQ, 3 bits"] < scores["rounding, 3 bits"]
+    assert "the same bits: True" in printed
+
+
+def _which_method(printed: str) -> None:
+    found = re.findall(r"^(\S.*?) +([\d.]+) bits  cosine ([\d.]+)", printed, re.MULTILINE)
+    three, two = ({name: float(c) for name, bits, c in found if int(float(bits)) == width} for width in (3, 2))
+    assert three.keys() == two.keys() and len(three) == 4
+    for cosines in (three, two):
+        assert cosines["RTN"] < cosines["GPTQ"] < 1
+    assert all(three[name] > two[name] for name in three)
+
+
+# What every notebook must print when it is run, by name.
+SHOWN = {"quantize_llm": _quantize_llm, "which_method": _which_method}
+
+
 def read(path: Path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -20,7 +40,7 @@ def read(path: Path):
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["quantize_llm.ipynb"]
+    assert {path.stem for path in NOTEBOOKS} == set(SHOWN)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -62,8 +82,4 @@ def test_a_notebook_runs(path, smollm2_path, monkeypatch):
     client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(EXAMPLES)}})
     client.execute()
     printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
-    scores = {
-        name: float(value) for name, value in re.findall(r"^(\S.*?) +perplexity +([\d.]+)$", printed, re.MULTILINE)
-    }
-    assert scores["original"] < scores["GPTQ, 3 bits"] < scores["rounding, 3 bits"]
-    assert "the same bits: True" in printed
+    SHOWN[path.stem](printed)
