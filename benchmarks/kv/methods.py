@@ -65,7 +65,7 @@ def families() -> list[Family]:
     ]
 
 
-def _slots(kind: Any, *, step: int = 8, **options: Any) -> Callable[[int], list[Any]]:
+def _slots(kind: Any, *, step: int = 16, **options: Any) -> Callable[[int], list[Any]]:
     least = options.get("window", 0) + options.get("sinks", 0) + step
 
     def configs(prompt: int) -> list[Any]:

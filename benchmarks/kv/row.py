@@ -53,14 +53,16 @@ class Tried:
         self.bed, self.texts, self.codes, self.quick = bed, texts, codes, quick
         self.dense = texts[0].plain["k"].size * 2 * 2
         self._bases = self._stats = None
+        self._sized: dict[str, list[tuple[int, Any]]] = {}
         train = lm.calibration("wikitext2:valid", 2 if quick else 12, 128 if quick else 512)
         self.train = [train[at : at + 2] for at in range(0, len(train), 2)]
 
     def at(self, family: Family, share: float) -> dict | None:
         """The family's largest config within a share, measured; None when none fits."""
         prompt = self.texts[0].prompt.shape[1]
-        fitting = [(self.bytes(cfg), cfg) for cfg in family.configs(prompt)]
-        fitting = [(size, cfg) for size, cfg in fitting if size <= share * self.dense]
+        if family.name not in self._sized:
+            self._sized[family.name] = [(self.bytes(cfg), cfg) for cfg in family.configs(prompt)]
+        fitting = [(size, cfg) for size, cfg in self._sized[family.name] if size <= share * self.dense]
         if not fitting:
             return None
         _, cfg = max(fitting, key=lambda pair: pair[0])
