@@ -56,12 +56,39 @@ def _decode_jvp(bits, primals, tangents):
     d_codes, d_exponent, d_scale = tangents
     n = top_code(bits)
     size, sign = jnp.abs(codes), jnp.sign(codes)
-    root = _root(size / n, exponent)
-    slope = scale / (exponent * n) * (jnp.maximum(size, 0.5) / n) ** (1 / exponent - 1)
+    # One logarithm and one exponential an entry: powers are most of what learning codes costs.
     log = jnp.where(size > 0, jnp.log(jnp.where(size > 0, size / n, 1)), 0)
+    root = jnp.where(size > 0, jnp.exp(log / exponent), 0)
+    steepness = jnp.where(size > 0.5, root * n / jnp.maximum(size, 0.5), (0.5 / n) ** (1 / exponent - 1))
+    slope = scale / (exponent * n) * steepness
     by_exponent = -sign * scale * root * log / exponent**2
     out = sign * scale * root
     return out, slope * d_codes + by_exponent * d_exponent + sign * root * d_scale
+
+
+# Up to this many positive levels, comparing with every threshold costs less than two powers.
+_MOST_COMPARED = 15
+
+
+def nearest_error(x: jax.Array, exponent: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
+    """``(x - decode(encode(x)))²`` for the searches of a grid, which read it for many grids and need no codes.
+
+    Powers are taken of the thresholds between levels instead of every entry, where levels are few. A number within
+    rounding of a threshold may then go to the other of its two levels.
+
+    Args:
+      x, exponent, scale, bits: as in :func:`encode`; ``exponent`` is one for all entries.
+    """
+    n = top_code(bits)
+    if n > _MOST_COMPARED:
+        return jnp.square(x - decode(encode(x, exponent, scale, bits), exponent, scale, bits))
+    levels = (jnp.arange(n + 1, dtype=jnp.float32) / n) ** (1 / exponent)
+    thresholds = ((jnp.arange(n, dtype=jnp.float32) + 0.5) / n) ** (1 / exponent)
+    share = jnp.abs(x) / scale
+    read = jnp.zeros_like(share)
+    for j in range(n):
+        read = read + jnp.where(share > thresholds[j], levels[j + 1] - levels[j], 0)
+    return jnp.square(scale * (share - read))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))

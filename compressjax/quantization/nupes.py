@@ -110,7 +110,9 @@ def learn_codes(w: jax.Array, h: jax.Array, start: PowerGrid, cfg: NUPES) -> tup
 
     def by_output(codes, exponent):
         miss = w - power.decode(codes, exponent, wide, cfg.bits)
-        return jnp.sum(miss * jnp.matmul(h, miss, precision="highest"), axis=0)
+        pulled = jax.lax.stop_gradient(jnp.matmul(h, miss, precision="highest"))
+        # ``miss · H miss``, and its gradient ``2 H miss`` without a second product.
+        return jnp.sum((2 * miss - jax.lax.stop_gradient(miss)) * pulled, axis=0)
 
     nearest = jnp.sum(by_output(power.encode(w, start.exponent, wide, cfg.bits), start.exponent))
     unit = jnp.maximum(nearest, jnp.finfo(jnp.float32).tiny)

@@ -109,8 +109,7 @@ def fit_scale(blocks: jax.Array, exponent: jax.Array, cfg: Any) -> PowerGrid:
     def at(share):
         scale = grids.stored(peak * share, cfg.scale_dtype)
         wide = scale[:, None]
-        miss = blocks - power.decode(power.encode(blocks, exponent, wide, cfg.bits), exponent, wide, cfg.bits)
-        return scale, jnp.sum(jnp.square(miss), axis=1)
+        return scale, jnp.sum(power.nearest_error(blocks, exponent, wide, cfg.bits), axis=1)
 
     best = at(jnp.float32(1))
     if cfg.clip == "mse":

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressjax.numerics import power
 from compressjax.numerics.power import decode, encode, fake_quantize, soft_round, top_code
 from compressjax.numerics.power_integer import integer_product, square_codes, table_codes
 
@@ -122,3 +123,13 @@ def test_refusals(change, message):
     options = {"x_scale": jnp.ones((4, 1)), "w_scale": jnp.ones((1, 8)), "exponent": 0.5, "x_bits": 4, "w_bits": 4}
     with pytest.raises(ValueError, match=message):
         integer_product(x_codes=jnp.ones((4, 16)), w_codes=jnp.ones((16, 8)), **{**options, **change})
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("exponent", [0.3, 0.65, 1.0])
+def test_the_error_of_the_nearest_codes_is_that_of_encoding_and_decoding(bits, exponent):
+    rng = np.random.default_rng(bits)
+    x = jnp.asarray(rng.normal(size=(64, 48)), jnp.float32).at[0].set(0)
+    a, scale = jnp.float32(exponent), jnp.float32(1.7)
+    plain = jnp.square(x - power.decode(power.encode(x, a, scale, bits), a, scale, bits))
+    np.testing.assert_allclose(power.nearest_error(x, a, scale, bits), plain, rtol=1e-4, atol=1e-6)
