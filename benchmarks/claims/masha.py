@@ -100,7 +100,7 @@ def _bits(data, solution, operator, cfg, *, second=False, count, n, target) -> f
 
 def bits(quick: bool) -> list[Row]:
     """Bits to the target for extragradient, MASHA1 and MASHA2, all with tuned step sizes."""
-    n, target, longest = (10, 1e-1, 300) if quick else (50, 1e-6, 30_000)
+    n, target, longest = (10, 1e-1, 300) if quick else (50, 1e-6, 12_000)
     operator, data, solution, constants = _problem(n, 0.1, 0.02, 0)
     data = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), data)
     find = functools.partial(_bits, data, solution, operator, n=n, target=target)
@@ -113,7 +113,7 @@ def bits(quick: bool) -> list[Row]:
         found = [find(Masha(gamma=gamma * c, **fields), second=second, count=count) for c in factors]
         return min(found), found[0]
 
-    exact, _ = tuned(0.3 / constants["lipschitz"], longest // 10, p=1.0, up=Identity())
+    exact, _ = tuned(0.3 / constants["lipschitz"], longest // 4, p=1.0, up=Identity())
     rows = []
     for density in (0.05,) if quick else (0.05, 0.1, 0.2):
         up = RandK(density=density)
