@@ -13,7 +13,7 @@ import time
 from benchmarks.kernels.table import HEADER, cells
 from benchmarks.provenance import RESULTS, provenance, write_result
 
-OPERATIONS = ("affine_matmul", "codebook_matmul", "outlier_matmul")
+OPERATIONS = ("affine_matmul", "codebook_matmul", "outlier_matmul", "sign_lowrank_matmul")
 
 
 def cases(op: str):

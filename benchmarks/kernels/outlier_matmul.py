@@ -26,6 +26,12 @@ def forward(spec: named.OutlierSpec) -> Case:
     def call(x, base, outliers, *, implementation):
         return outlier_matmul(x, base, outliers, layout, implementation=implementation)
 
+    def valid(args):
+        """Equally many outliers per output, at inputs that exist."""
+        x, base, outliers = args
+        starts = jnp.linspace(0, spec.capacity, layout.cols + 1).astype(jnp.int32)
+        return x, base, outliers._replace(starts=starts, inputs=outliers.inputs % jnp.uint16(layout.rows))
+
     return Case(
         name=spec.name,
         kernel="outlier_(affine|codebook)",
@@ -36,6 +42,7 @@ def forward(spec: named.OutlierSpec) -> Case:
         step_bytes=4 * config.tiles * layout.packing.words * config.block_n,
         tensor_core=True,
         decode=m <= 16,
+        valid=valid,
     )
 
 

@@ -33,8 +33,8 @@ _COLD_BYTES = 256 * 2**20
 _MOST_CALLS = 64
 
 
-def random_like(shapes: Sequence[jax.ShapeDtypeStruct], seed: int) -> list[jax.Array]:
-    """Arrays of these shapes: random words for integers, normal numbers for floats."""
+def random_like(shapes: Any, seed: int) -> Any:
+    """A tree of arrays of these shapes: random words for integers, normal numbers for floats."""
     rng = np.random.default_rng(seed)
 
     def one(a):
@@ -42,20 +42,26 @@ def random_like(shapes: Sequence[jax.ShapeDtypeStruct], seed: int) -> list[jax.A
             return jnp.asarray(rng.standard_normal(a.shape, np.float32) * 0.1, a.dtype)
         return jnp.asarray(rng.integers(0, np.iinfo(a.dtype).max, a.shape, a.dtype, endpoint=True))
 
-    return [one(a) for a in shapes]
+    return jax.tree.map(one, shapes)
 
 
 def seconds_per_call(
-    fn: Callable[..., Any], shapes: Sequence[jax.ShapeDtypeStruct], *, samples: int = 20, cold_bytes: int = _COLD_BYTES
+    fn: Callable[..., Any],
+    shapes: Sequence[Any],
+    *,
+    samples: int = 20,
+    cold_bytes: int = _COLD_BYTES,
+    valid: Callable[[Any], Any] | None = None,
 ) -> float:
     """Median time of one call when its weights are not in any cache.
 
     One jitted program makes a number of calls in a row, each with operands of its own, so that neither the launch of a
     program nor a warm cache counts.
     """
-    size = sum(a.size * a.dtype.itemsize for a in shapes)
+    size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(shapes))
     calls = min(_MOST_CALLS, max(1, math.ceil(cold_bytes / size)))
     operands = [random_like(shapes, seed) for seed in range(calls)]
+    operands = operands if valid is None else [valid(each) for each in operands]
     run = jax.jit(lambda operands: [fn(*each) for each in operands])
     for _ in range(3):
         jax.block_until_ready(run(operands))
@@ -111,12 +117,12 @@ def timed(op: str, only: str, samples: int, bandwidth: float | None) -> Iterator
     for case in cases(op):
         if only not in case.name:
             continue
-        ours = seconds_per_call(case.fn, case.args, samples=samples)
+        ours = seconds_per_call(case.fn, case.args, samples=samples, valid=case.valid)
         row = {"case": case.name, "us": ours * 1e6, "least_bytes": case.least_bytes}
         if bandwidth is not None:
             row["percent_of_bandwidth"] = 100 * case.least_bytes / bandwidth / ours
         if case.xla is not None:
-            row["xla_us"] = seconds_per_call(case.xla, case.args, samples=samples) * 1e6
+            row["xla_us"] = seconds_per_call(case.xla, case.args, samples=samples, valid=case.valid) * 1e6
         yield row
 
 

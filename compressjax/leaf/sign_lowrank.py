@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from compressjax.leaf.registration import leaf
 from compressjax.numerics import bitpack
 from compressjax.ops import dense, logical_shape, matmul, matmul_t, take
+from compressjax.ops.on_gpu import KERNEL_ACTIVATIONS, kernel_or_formula
 
 
 @leaf(static=("shape", "tile"))
@@ -163,7 +164,45 @@ def _shape(w: SignLowRank):
 
 @matmul.register(SignLowRank)
 def _matmul(x, w: SignLowRank):
+    return kernel_or_formula(_matmul_kernel, _matmul_formula, _kernel_refusal(x, w), x, w)
+
+
+def _matmul_formula(x, w: SignLowRank):
     return x @ dense(w).astype(x.dtype)
+
+
+def _matmul_kernel(x, w: SignLowRank):
+    from pallas_kernels.sign_lowrank_matmul import sign_lowrank_matmul
+
+    if w.in_scale is not None:
+        x = (x.astype(jnp.float32) / along_last(w.in_scale.astype(jnp.float32), x.ndim)).astype(x.dtype)
+    return sign_lowrank_matmul(x, *kernel_operands(w), implementation="triton")
+
+
+def kernel_operands(w: SignLowRank):
+    """Blocks and layout of an unstacked leaf as ``pallas_kernels.sign_lowrank_matmul`` takes them."""
+    from pallas_kernels.sign_lowrank_matmul import SignBlocks, SignLayout
+
+    layout = SignLayout(rank=w.u.shape[-1], tile=w.tile, rows=w.shape[0], cols=w.shape[1])
+    return SignBlocks(w.signs, w.u, w.v, w.slots, w.loaded), layout
+
+
+def along_last(vector: jax.Array, rank: int) -> jax.Array:
+    """``[d] -> [1, ..., 1, d]`` of the given rank, so that nothing leans on rank promotion."""
+    return vector.reshape((1,) * (rank - 1) + vector.shape)
+
+
+def _kernel_refusal(x, w):
+    """Why the GPU kernel does not take this product, or None."""
+    if w.loaded.ndim > 0:
+        return "the weight is a stack of layers"
+    if w.tile not in bitpack.TILES:
+        return f"tile {w.tile} is none of {bitpack.TILES}"
+    if w.u.shape[-1] > 128 or w.u.dtype != w.v.dtype:
+        return "the rank exceeds 128 or the factors differ in dtype"
+    if x.dtype.name not in KERNEL_ACTIVATIONS:
+        return f"activations are {x.dtype.name}"
+    return None
 
 
 @matmul_t.register(SignLowRank)

@@ -45,7 +45,9 @@ class Chunk:
         run = jnp.int32(self.packing.run)
         return index * jnp.int32(self.count) + row // run, row % run
 
-    def load_words(self, ref: Any, index: jax.Array, cols: jax.Array, inside: jax.Array | None) -> list[jax.Array]:
+    def load_words(
+        self, ref: Any, index: jax.Array, cols: jax.Array, inside: jax.Array | None, lead: tuple[jax.Array, ...] = ()
+    ) -> list[jax.Array]:
         """Words of each plane, uint32 ``[height, len(cols)]``; narrow planes repeat so that their rows line up.
 
         Args:
@@ -53,6 +55,7 @@ class Chunk:
           index: number of the chunk.
           cols: columns to read, int32.
           inside: which of them exist, or None when all do.
+          lead: which of several packed matrices, where ``ref`` leads with such axes.
         """
         tile, within = self._places(index)
         mask = None if inside is None else inside[None, :]
@@ -64,7 +67,7 @@ class Chunk:
             tall = self.packing.tile * width // 32
             at = within if tall == self.packing.run else within % jnp.int32(tall)
             rows = tile * jnp.int32(self.packing.words) + jnp.int32(word) + at
-            found.append(triton.load(ref, rows[:, None], cols[None, :], mask=mask))
+            found.append(triton.load(ref, *lead, rows[:, None], cols[None, :], mask=mask))
         return found
 
     def codes(self, words: list[jax.Array], field: Any) -> jax.Array:

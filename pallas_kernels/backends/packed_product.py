@@ -1,6 +1,7 @@
 """What all products with packed weights share: a block of ``x @ w`` per program, its masks, splits and stores."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -61,9 +62,9 @@ class Block:
             mask = exists if mask is None else mask & exists
         return triton.load(self.x, self.row[:, None], depth[None, :], mask=mask)
 
-    def load_words(self, ref: Any, index: jax.Array) -> list[jax.Array]:
+    def load_words(self, ref: Any, index: jax.Array, *lead: jax.Array) -> list[jax.Array]:
         """Words of a chunk, see :meth:`Chunk.load_words`."""
-        return self.chunk.load_words(ref, index, self.col, self.col_inside)
+        return self.chunk.load_words(ref, index, self.col, self.col_inside, lead)
 
     def load_groups(self, ref: Any, group: jax.Array) -> jax.Array:
         """Rows ``group`` of an array ``[groups, cols]`` as float32."""
@@ -110,7 +111,8 @@ def packed_product(
     config: ProductConfig,
     name: str,
     interpret: bool,
-    step: Step,
+    step: Step | None = None,
+    loop: Step | None = None,
     prepare: Callable[..., Any] | None = None,
     finish: Step | None = None,
 ) -> jax.Array:
@@ -125,6 +127,8 @@ def packed_product(
       name: of the kernel.
       interpret: run by the host.
       step: ``(block, refs, index, total) -> total``, adds the product with chunk ``index``.
+      loop: ``(block, refs, first, last, total) -> total``, all chunks from ``first`` to before ``last``; by default
+        ``step`` for each of them.
       prepare: ``(block, refs) -> value``, what is loaded once before the loop; ``step`` finds it last in ``refs``.
       finish: ``(block, refs, split, total) -> total``, what is added once after the loop.
     """
@@ -157,7 +161,11 @@ def packed_product(
             last = jnp.minimum(first + jnp.int32(per_split), jnp.int32(chunk.total))
         if prepare is not None:
             weights.append(prepare(block, weights))
-        total = lax.fori_loop(first, last, lambda index, total: step(block, weights, index, total), block.zeros())
+        if loop is not None:
+            total = loop(block, weights, first, last, block.zeros())
+        else:
+            assert step is not None  # one of the two is given
+            total = lax.fori_loop(first, last, functools.partial(step, block, weights), block.zeros())
         if finish is not None:
             total = finish(block, weights, split, total)
         where = (row[:, None], col[None, :])

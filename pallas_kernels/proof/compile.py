@@ -50,13 +50,14 @@ def compiling_for(target: Target) -> Iterator[Any]:
             yield device
 
 
-def compile_for(fn: Callable[..., Any], args: Any, target: Target) -> Program:
+def compile_for(fn: Callable[..., Any], args: Any, target: Target, *, donate: tuple[int, ...] = ()) -> Program:
     """Compiles ``fn`` for ``target``.
 
     Args:
       fn: a function of arrays.
       args: its arguments as a tuple of trees of ``jax.ShapeDtypeStruct``.
       target: the GPU to compile for.
+      donate: arguments whose buffers the results may take.
 
     Raises:
       RuntimeError: when the packages that compiling needs are not installed.
@@ -68,7 +69,7 @@ def compile_for(fn: Callable[..., Any], args: Any, target: Target) -> Program:
     with tempfile.TemporaryDirectory() as folder, compiling_for(target) as device:
         sharding = SingleDeviceSharding(device)
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), args)
-        lowered = jax.jit(fn).trace(*shapes).lower(lowering_platforms=("cuda",))
+        lowered = jax.jit(fn, donate_argnums=donate).trace(*shapes).lower(lowering_platforms=("cuda",))
         # Dumping the PTX only: any wider pattern makes every later compilation many times slower.
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"})
         files = sorted(Path(folder).iterdir())

@@ -26,6 +26,7 @@ class Case:
       tensor_core: whether the kernel multiplies on tensor cores.
       decode: whether it is bound by memory, so that its traffic is held to the floor.
       kernels: kernels of this library expected in the program.
+      valid: makes arguments of random numbers valid (places that exist, starts that ascend); None when all are.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     tensor_core: bool
     decode: bool
     kernels: int = 1
+    valid: Callable[[Any], Any] | None = None
 
 
 def examine(case: Case, target: Target) -> dict[str, Any]:
