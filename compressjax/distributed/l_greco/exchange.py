@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from compressjax.distributed.compressor import Parts
 from compressjax.distributed.l_greco.config import LGreco, Plan
+from compressjax.distributed.l_greco.orthonormal import orthonormal
 from compressjax.distributed.l_greco.units import Unit, count_kept
 from compressjax.distributed.rounded import MinMax
 from compressjax.distributed.sparse import TopK
@@ -33,11 +34,6 @@ def groups_of(units: tuple[Unit, ...], plan: Plan) -> list[list[int]]:
     for i, (unit, level) in enumerate(zip(units, plan, strict=True)):
         groups.setdefault((unit.rows, unit.cols, level), []).append(i)
     return list(groups.values())
-
-
-def orthonormal(a: jax.Array) -> jax.Array:
-    """Orthonormal columns with the span of ``a [..., n, r]``; columns without any are filled up, never NaN."""
-    return jnp.linalg.qr(a)[0]
 
 
 def powersgd(v: list[jax.Array], warm: tuple[jax.Array, ...], units, plan: Plan, axis: str) -> Exchanged:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from compressjax.distributed.l_greco.config import LGreco
+from compressjax.distributed.l_greco.orthonormal import orthonormal
 from compressjax.distributed.l_greco.units import Unit, count_kept, feasible
 from compressjax.distributed.rounded import MinMax
 
@@ -49,7 +50,7 @@ def _by_rank(g: jax.Array, unit: Unit, cfg: LGreco) -> jax.Array:
     ranks = [int(level) for level in cfg.levels]
     total = jnp.sum(g * g, axis=(1, 2))
     if cfg.svd == "exact":
-        sigma = jnp.linalg.svd(g, compute_uv=False)
+        sigma = _singular_values(g)
     else:
         # A few columns more than asked for: the last ones of an iterated subspace are its least accurate.
         sigma = _leading_singular_values(g, min(ranks[-1] + 4, unit.rows, unit.cols), cfg)
@@ -66,13 +67,17 @@ def _by_rank(g: jax.Array, unit: Unit, cfg: LGreco) -> jax.Array:
 
 
 def _leading_singular_values(g: jax.Array, rank: int, cfg: LGreco) -> jax.Array:
-    q = jnp.linalg.qr(jax.random.normal(jax.random.key(cfg.seed), (g.shape[0], g.shape[2], rank)))[0]
+    q = orthonormal(jax.random.normal(jax.random.key(cfg.seed), (g.shape[0], g.shape[2], rank)))
 
     def step(_, q):
-        p = jnp.linalg.qr(g @ q)[0]
-        return jnp.linalg.qr(jnp.swapaxes(g, 1, 2) @ p)[0]
+        return orthonormal(jnp.swapaxes(g, 1, 2) @ orthonormal(g @ q))
 
-    return jnp.linalg.svd(g @ jax.lax.fori_loop(0, cfg.svd_iters, step, q), compute_uv=False)
+    return _singular_values(g @ jax.lax.fori_loop(0, cfg.svd_iters, step, q))
+
+
+def _singular_values(g: jax.Array) -> jax.Array:
+    # One after the other: a batched call may wait for ever on virtual devices, see `orthonormal`.
+    return jax.lax.map(lambda matrix: jnp.linalg.svd(matrix, compute_uv=False), g)
 
 
 def _by_count(g: jax.Array, unit: Unit, cfg: LGreco) -> jax.Array:
