@@ -36,12 +36,14 @@ class CodecRow:
       codec: the codec.
       fixed: makes what it has to be given, stacked by layer; None for nothing.
       exact: nothing is lost as long as no token is dropped.
+      slow: left to the slow tests, for a row like it runs by default.
     """
 
     name: str
     codec: Any
     fixed: Callable[[], Any] | None = None
     exact: bool = False
+    slow: bool = False
 
 
 def random_bases(seed=0) -> MKVParams:
@@ -62,25 +64,32 @@ ROWS = (
     CodecRow("dense", DenseKV(residual=RING), exact=True),
     CodecRow("round", RoundKV(bits=3, residual=RING)),
     CodecRow("kivi", KIVI(bits=2, group=16, residual=RING)),
-    CodecRow("kv4", KV4(group=32, residual=RING, sym=True)),
-    CodecRow("kv4 before rotation", KV4(group=32, residual=RING, pre_rope=True, sinks=2)),
-    CodecRow("streaming", StreamingLLM(budget=48, interval=RING)),
-    CodecRow("h2o", H2O(budget=48, interval=RING)),
+    CodecRow("kv4", KV4(group=32, residual=RING, sym=True), slow=True),
+    CodecRow("kv4 before rotation", KV4(group=32, residual=RING, pre_rope=True, sinks=2), slow=True),
+    CodecRow("streaming", StreamingLLM(budget=48, interval=RING), slow=True),
+    CodecRow("h2o", H2O(budget=48, interval=RING), slow=True),
     CodecRow("snapkv", SnapKV(budget=48, window=16, interval=RING)),
     CodecRow("ems", EMS(budget=48, window=16, interval=RING)),
-    CodecRow("ems before rotation", EMS(budget=48, window=8, interval=RING, rope_space="pre", sinks=2, tau=0.2)),
+    CodecRow(
+        "ems before rotation", EMS(budget=48, window=8, interval=RING, rope_space="pre", sinks=2, tau=0.2), slow=True
+    ),
     CodecRow(
         "ems in 4 bits", EMS(budget=64, window=16, interval=RING, rounding=KV4(group=32, residual=RING)), exact=False
     ),
     CodecRow("ems with room for all", EMS(budget=166, window=8, interval=RING), exact=True),
     CodecRow("gear", GEAR(group=16, residual=RING, sparsity=0.07)),
-    CodecRow("gear kcvt", GEAR(bits=4, base="kcvt", residual=RING, sparsity=0.07, rank_decode=0, sinks=0)),
+    CodecRow("gear kcvt", GEAR(bits=4, base="kcvt", residual=RING, sparsity=0.07, rank_decode=0, sinks=0), slow=True),
     CodecRow("minicache", MiniCache(start=0, gamma=0.2, group=32, residual=RING)),
     CodecRow(
         "minicache over gear",
         MiniCache(start=0, granularity="token", residual=RING, gear=GEAR(group=16, residual=RING, sparsity=0.07)),
+        slow=True,
     ),
-    CodecRow("minicache with all retained", MiniCache(start=0, gamma=1.0, bits=None, residual=RING), exact=True),
+    CodecRow(
+        "minicache with all retained", MiniCache(start=0, gamma=1.0, bits=None, residual=RING), exact=True, slow=True
+    ),
     CodecRow("matryoshka", FULL, fixed=lambda: pack_projections(random_bases(), FULL), exact=True),
-    CodecRow("matryoshka by plan in 8 bits", PLANNED, fixed=lambda: pack_projections(random_bases(), PLANNED)),
+    CodecRow(
+        "matryoshka by plan in 8 bits", PLANNED, fixed=lambda: pack_projections(random_bases(), PLANNED), slow=True
+    ),
 )

@@ -16,7 +16,10 @@ PROMPT, STEPS = 70, 3 * RING
 TOTAL = PROMPT + STEPS
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(row, id=row.name, marks=pytest.mark.slow if row.slow else ()) for row in ROWS],
+)
 def played(request):
     """A codec after a prompt and three flushes: outputs, oracles and caches of two runs that differ in row 1 only."""
     row = request.param
@@ -72,14 +75,25 @@ def test_an_exact_codec_is_exact(played):
     np.testing.assert_allclose(got, plain_attention(replay.random_data(TOTAL)), atol=2e-5)
 
 
-def plain_attention(data):
+@pytest.mark.parametrize("name", ["dense", "ems with room for all"])
+def test_a_sliding_window_forgets(name):
+    """Slots in the order of the text and slots chosen per head, past two flushes."""
+    codec = next(row.codec for row in ROWS if row.name == name)
+    data, stop = replay.random_data(TOTAL), PROMPT + 60
+    start = replay.compressed(codec, data, PROMPT, TOTAL, window=40)
+    got, _, _ = replay.replay(start, data, PROMPT, stop)
+    np.testing.assert_allclose(got, plain_attention(data, stop, window=40), atol=2e-5)
+
+
+def plain_attention(data, stop=TOTAL, window=TOTAL):
     """Attention without any cache, step by step, in NumPy."""
     out = []
-    for at in range(PROMPT, TOTAL):
+    for at in range(PROMPT, stop):
         q = data.q[:, :, at].reshape(replay.LAYERS, replay.BATCH, replay.KV_HEADS, replay.GROUPS, replay.WIDTH)
         k, v = data.k[:, :, : at + 1], data.v[:, :, : at + 1]
         scores = np.einsum("lbkgd,lbskd->lbkgs", q * replay.WIDTH**-0.5, k)
-        scores = np.where(data.mask[None, :, None, None, : at + 1], scores, -np.inf)
+        seen = data.mask[:, : at + 1] & (at - np.arange(at + 1) < window)[None]
+        scores = np.where(seen[None, :, None, None], scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         out.append(np.einsum("lbkgs,lbske->lbkge", weights, v)[..., None, :])

@@ -48,6 +48,21 @@ def test_one_layer_alone_is_as_in_the_stack():
     assert 2 * one.layout.spec.dense_bytes(1) == stack.layout.spec.dense_bytes(1)
 
 
+def test_blocks_made_one_by_one_are_those_of_one_prompt():
+    """What a flush compresses is what a longer prompt would have compressed, for groups inside a ring."""
+    data = replay.random_data(96)
+    codec = KIVI(bits=3, group=16, residual=RING)
+    _, _, grown = replay.replay(replay.compressed(codec, data, 40, 96), data, 40, 96)
+    whole = replay.compressed(codec, data, 96, 96)
+    assert int(grown.frozen) == int(whole.frozen) == 96
+    for layer in (0, 1):
+        a, b = materialize(grown, layer), materialize(whole, layer)
+        seen = np.asarray(b.seen)[:, :, 0]
+        np.testing.assert_array_equal(np.asarray(a.seen)[:, :, 0], seen)
+        for x, y in ((a.k, b.k), (a.v, b.v)):
+            np.testing.assert_allclose(np.where(seen[..., None], x, 0), np.where(seen[..., None], y, 0), atol=1e-6)
+
+
 def test_sizes_of_a_two_bit_cache():
     """Codes and scales by hand; allocated bytes shrink below a quarter of 16-bit floats in a long prompt."""
     k = jnp.zeros((1, 512, 1, 64))
