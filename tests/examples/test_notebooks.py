@@ -29,8 +29,21 @@ def _which_method(printed: str) -> None:
     assert all(three[name] > two[name] for name in three)
 
 
+def _train_compressed(printed: str) -> None:
+    states = {
+        name: int(n.replace(",", "")) for name, n in re.findall(r"^(\S+) AdamW +state of +([\d,]+)", printed, re.M)
+    }
+    assert states["8-bit"] < 0.5 * states["32-bit"]
+    found = re.findall(r"^(\S+, \S+) +loss ([\d.]+) +bytes per step and device +([\d,]+)$", printed, re.MULTILINE)
+    loss = {name: float(value) for name, value, _ in found}
+    sent = {name: int(count.replace(",", "")) for name, _, count in found}
+    assert sent["8-bit, L-GreCo"] <= sent["8-bit, uniform"] < 0.5 * sent["8-bit, plain"]
+    assert abs(loss["8-bit, plain"] - loss["32-bit, plain"]) < 0.05
+    assert float(re.findall(r"^([\d.]+) times fewer", printed, re.MULTILINE)[0]) > 1.2
+
+
 # What every notebook must print when it is run, by name.
-SHOWN = {"quantize_llm": _quantize_llm, "which_method": _which_method}
+SHOWN = {"quantize_llm": _quantize_llm, "which_method": _which_method, "train_compressed": _train_compressed}
 
 
 def read(path: Path):
