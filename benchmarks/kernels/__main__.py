@@ -1,6 +1,6 @@
 """``python -m benchmarks.kernels [OP ...] [--write]``: compiles every kernel for H100 and A100 with no GPU present.
 
-Prints one table; ``--write`` also commits it to ``benchmarks/results/kernels_<op>.json``. Exit code 1 when a kernel
+Prints one table; ``--write`` also puts its rows in ``benchmarks/results/kernels_<op>.json``. Exit code 1 when a kernel
 spills, misses its instruction, or moves more bytes than it should. Needs the packages of the ``kernels`` extra.
 """
 
@@ -11,7 +11,7 @@ import sys
 import time
 
 from benchmarks.kernels.table import HEADER, cells
-from benchmarks.provenance import RESULTS, provenance, write_result
+from benchmarks.provenance import RESULTS, provenance, read_result, write_result
 
 OPERATIONS = ("affine_matmul", "codebook_matmul", "outlier_matmul", "sign_lowrank_matmul")
 
@@ -19,6 +19,13 @@ OPERATIONS = ("affine_matmul", "codebook_matmul", "outlier_matmul", "sign_lowran
 def cases(op: str):
     """Cases of one operation."""
     return importlib.import_module(f"benchmarks.kernels.{op}").CASES
+
+
+def merged(known: list[dict], fresh: list[dict], names: list[str]) -> list[dict]:
+    """Known rows with the fresh ones in their places, in the order of the cases; rows of other cases are dropped."""
+    rows = {(row["case"], row["target"]): row for row in (*known, *fresh)}
+    order = {name: nth for nth, name in enumerate(names)}
+    return sorted((row for row in rows.values() if row["case"] in order), key=lambda row: order[row["case"]])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,9 +66,10 @@ def main(argv: list[str] | None = None) -> int:
         if options.write:
             command = f"python -m benchmarks.kernels {op} --write"
             seconds = round(time.process_time() - start, 1)
-            write_result(
-                RESULTS / f"kernels_{op}.json", {"op": op, **provenance(command), "seconds": seconds, "rows": rows}
-            )
+            path = RESULTS / f"kernels_{op}.json"
+            known = read_result(path) or {"rows": []}
+            rows = merged(known["rows"], rows, [case.name for case in cases(op)])
+            write_result(path, {"op": op, **provenance(command), "seconds": seconds, "rows": rows})
     return worst
 
 

@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.kernels.affine_matmul import least_bytes
-from pallas_kernels.affine_matmul.config import choose_config as affine_config
-from pallas_kernels.affine_matmul.layout import AffineLayout
-from pallas_kernels.codebook_matmul.config import choose_config as codebook_config
 from pallas_kernels.outlier_matmul import outlier_matmul
 from pallas_kernels.outlier_matmul import specs as named
+from pallas_kernels.outlier_matmul.config import choose_config
 from pallas_kernels.proof.report import Case
 
 
@@ -18,10 +16,7 @@ def forward(spec: named.OutlierSpec) -> Case:
     layout, m = spec.base.layout, spec.base.m
     args = spec.arguments()
     dtype = jnp.dtype(spec.base.dtype)
-    if isinstance(layout, AffineLayout):
-        config = affine_config(m, layout, dtype)
-    else:
-        config = codebook_config(m, layout, dtype)
+    config = choose_config(m, layout, dtype)
 
     def call(x, base, outliers, *, implementation):
         return outlier_matmul(x, base, outliers, layout, implementation=implementation)

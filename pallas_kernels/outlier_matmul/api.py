@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.affine_matmul import layout as affine
-from pallas_kernels.affine_matmul.config import choose_config as affine_config
 from pallas_kernels.affine_matmul.xla import affine_matmul_xla
 from pallas_kernels.backends.choose import choose, needs_gpu
 from pallas_kernels.backends.formula_gradient import with_formula_gradient
 from pallas_kernels.backends.pallas_triton import varying_alike
 from pallas_kernels.codebook_matmul import layout as codebook
-from pallas_kernels.codebook_matmul.config import choose_config as codebook_config
 from pallas_kernels.codebook_matmul.xla import codebook_matmul_xla
+from pallas_kernels.outlier_matmul.config import choose_config
 from pallas_kernels.outlier_matmul.outliers import Outliers, check_outliers
 from pallas_kernels.outlier_matmul.triton import outlier_matmul_triton
 from pallas_kernels.outlier_matmul.xla import outlier_product
@@ -44,7 +43,7 @@ def outlier_matmul(
         the packed inputs; ``x`` itself when None.
       implementation: "triton", "xla", or "interpret" (the Triton kernel run by the host, for tests); None takes the
         kernel on a GPU and XLA elsewhere.
-      config: block sizes; those of the packed product when None.
+      config: block sizes; chosen by rule from those of the packed product when None.
 
     Returns:
       ``[..., cols]`` in the dtype of ``x``; sums are float32. Differentiable through the dense formula.
@@ -67,10 +66,7 @@ def outlier_matmul(
 
     if name == "xla" or rows.shape[0] == 0:
         return formula(rows, own, *base, *outliers).reshape(*x.shape[:-1], layout.cols)
-    if isinstance(layout, affine.AffineLayout):
-        chosen = affine_config(rows.shape[0], layout, x.dtype, config)
-    else:
-        chosen = codebook_config(rows.shape[0], layout, x.dtype, config)
+    chosen = choose_config(rows.shape[0], layout, x.dtype, config)
 
     def kernel(x, own, *arrays):
         weights, outliers = arrays[: len(base)], Outliers(*arrays[len(base) :])

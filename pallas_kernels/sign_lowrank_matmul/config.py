@@ -22,5 +22,5 @@ def choose_config(m: int, layout: SignLayout, dtype: jnp.dtype, given: ProductCo
     # Fields of a bit are short runs, so several tiles make a product deep enough. Signs and magnitudes of a field are
     # kept for all columns of the block: narrow blocks leave registers to them.
     tiles = max(1, 32 // layout.packing.run)
-    block_m = 16 if m <= 16 else 32
+    block_m = 16 if m <= 16 or layout.rank == 1 else 32
     return ProductConfig(block_m=block_m, block_n=32, tiles=tiles, splits=1, warps=4, stages=2)

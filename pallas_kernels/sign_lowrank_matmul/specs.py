@@ -47,7 +47,7 @@ def spec(title: str, m: int, *, blocks: int = 8, rank: int = 16) -> SignSpec:
 
 
 SPECS: tuple[SignSpec, ...] = (
-    *(spec("Llama-3-8B/q", m) for m in (1, 16, 512)),
-    spec("SmolLM2-135M/gate", 1, rank=4),
-    spec("Llama-3-8B/q", 1, blocks=1, rank=1),
+    *(spec(title, m) for title in ("Llama-3-8B/q", "Qwen3-0.6B/gate") for m in (1, 16, 512)),
+    *(spec("SmolLM2-135M/gate", m, rank=4) for m in (1, 16)),
+    *(spec("Llama-3-8B/q", m, blocks=1, rank=1) for m in (512, 1)),
 )

@@ -26,7 +26,8 @@ def sign_lowrank_matmul_triton(
     x: jax.Array, blocks: SignBlocks, layout: SignLayout, config: ProductConfig, *, interpret: bool = False
 ) -> jax.Array:
     """``x @ w`` for ``x [m, rows]``; float32 sums, returned in the dtype of ``x``."""
-    rank = max(16, 1 << (layout.rank - 1).bit_length())  # the least depth of a tensor-core product
+    # A tensor-core product is at least 16 deep; magnitudes of rank 1 need none.
+    rank = 1 if layout.rank == 1 else max(16, 1 << (layout.rank - 1).bit_length())
 
     def loop(block, refs, first, last, total):
         signs_ref, u_ref, v_ref, slots_ref, loaded_ref = refs
@@ -50,7 +51,8 @@ def sign_lowrank_matmul_triton(
                         exists = (depth < jnp.int32(layout.rows))[:, None]
                         mask = exists if mask is None else mask & exists
                     u = triton.load(u_ref, at, depth[:, None], ranks[None, :], mask=mask)
-                    w = with_sign(block.chunk.codes(words, field), block.dot(u, v)).astype(x.dtype)
+                    magnitude = u.astype(jnp.float32) * v.astype(jnp.float32) if rank == 1 else block.dot(u, v)
+                    w = with_sign(block.chunk.codes(words, field), magnitude).astype(x.dtype)
                     return total + block.dot(block.load_x(index, field), w)
 
                 return block.unrolled(layout.packing.fields, one_field, total)

@@ -41,6 +41,14 @@ def test_forward_with_any_number_loaded(light_jit):
         np.testing.assert_allclose(call(x, held), sign_lowrank_reference(x, held, layout), rtol=1e-4, atol=1e-4)
 
 
+def test_a_single_block_of_rank_one(light_jit):
+    """1-bit weights with a scale per input and one per output."""
+    blocks, layout = kernel_operands(stack(64, 16, blocks=1, rank=1))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(17, 64)), jnp.float32)
+    y = light_jit(lambda x, blocks: sign_lowrank_matmul(x, blocks, layout, implementation="interpret"))(x, blocks)
+    np.testing.assert_allclose(y, sign_lowrank_reference(x, blocks, layout), rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_and_the_formula(light_jit):
     w = stack(32, 16, blocks=2, rank=2)
     blocks, layout = kernel_operands(w)
