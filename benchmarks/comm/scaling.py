@@ -37,8 +37,8 @@ def compute_seconds(net: Network, tokens: int) -> float:
 def message(net: Network, method: str) -> tuple[float, str, float]:
     """Bytes of a worker's message, how it travels, and seconds to make and read it.
 
-    Matrices are taken as width x 4 width; savings of L-GreCo over uniform levels are those its claim asserts, at rank 32
-    assumed to be those at rank 4.
+    Matrices are taken as width x 4 width; savings of L-GreCo over uniform levels are those its claim asserts, at rank
+    32 assumed to be those at rank 4.
     """
     passes = net.params * 4 * 5 / _MEMORY  # three reads and two writes of the gradient
     rows, cols = net.width, 4 * net.width
