@@ -135,6 +135,7 @@ def test_two_equal_tokens_merge_into_one_that_weighs_as_both():
     np.testing.assert_allclose(merged @ np.asarray(got.v[0, 0]) / merged.sum(), want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_slots_never_grow_and_protected_tokens_stay():
     data = replay.random_data(102)
     for codec in (EMS(budget=20, window=8, sinks=2, interval=RING), SnapKV(budget=20, window=8, interval=RING)):

@@ -95,6 +95,7 @@ def test_refusals(rounded):
         rounded.stream(PROMPT, max_new_tokens=1)
 
 
+@pytest.mark.slow
 def test_a_plain_cache_compressed_later_is_the_same(rounded, model):
     cfg, params = model
     _, plain = jax.jit(prefill, static_argnums=(0, 4))(cfg, params, jnp.asarray(PROMPT, jnp.int32), None, 60)
@@ -106,6 +107,7 @@ def test_a_plain_cache_compressed_later_is_the_same(rounded, model):
             np.testing.assert_allclose(a, b, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_step_unpacks_one_layer_at_a_time(model):
     """Temporaries of a compiled step are a few layers' plain caches, not all sixteen."""
     cfg = dataclasses.replace(model[0], num_layers=16, max_positions=1024)

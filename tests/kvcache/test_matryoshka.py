@@ -189,6 +189,7 @@ def test_the_search_finds_the_best_plan_of_a_separable_error():
         greedy_rank_search(errors, (3, 1), 3, 0.7, step=2)
 
 
+@pytest.mark.slow
 def test_the_search_on_a_model_meets_its_budget(model):
     cfg, params = model
     bases = pca_init(kv_moments(cfg, params, [TOKENS]))

@@ -121,6 +121,7 @@ def test_the_exact_form_generates_what_the_model_does(model, stats):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "codec",
     [
@@ -141,6 +142,7 @@ def test_latents_in_few_bits(model, stats, codec):
     assert cache.states[0].frozen.prompt.v is None
 
 
+@pytest.mark.slow
 def test_a_low_rank_query(model, stats):
     cfg, params = model
     exact, narrow = (dataclasses.replace(EXACT, q_lora_rank=n) for n in (128, 96))
