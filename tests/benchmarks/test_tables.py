@@ -5,6 +5,7 @@ import pytest
 from benchmarks import tables
 from benchmarks.claims.harness import asserted, printed
 from benchmarks.provenance import RESULTS, machine, provenance, write_result
+from compressjax.catalogue import METHODS
 
 
 @pytest.mark.parametrize("path", tables.documents(), ids=lambda path: path.name)
@@ -17,7 +18,8 @@ def test_every_section_says_so_before_it_is_measured(tmp_path):
     for name, section in tables.SECTIONS.items():
         if name != "methods":
             assert section(tmp_path).startswith("Not measured yet; `python -m benchmarks."), name
-    assert "Of 61 systems 1 are done" in tables.methods(tmp_path)
+    done = sum(entry.state == "done" for entry in METHODS)
+    assert f"Of 61 systems {done} are done" in tables.methods(tmp_path)
 
 
 def test_a_section_is_replaced_and_nothing_else(tmp_path):
