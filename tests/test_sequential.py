@@ -47,14 +47,18 @@ def quantised(w, record, *, method):
     return gptq(w, record, method)[0]
 
 
-def by_hand(params, tokens, method, mask=None):
-    """Eager, weight by weight, each with a Hessian from a fresh run of everything before it."""
+def by_hand(params, tokens, method, mask=None, follow=None):
+    """Eager, weight by weight, each with a Hessian from a fresh run of everything before it.
+
+    With ``follow``, a compressed tree, every weight is compressed behind the weights of that tree: one code that falls
+    on the other side of an edge, because sums differ in the last bit, would change all that come after it.
+    """
     model = LlamaBlocks(CFG)
     x = original = model.embed(params, tokens)
     extra = {} if mask is None else {"mask": mask}
     done = []
     for i in range(CFG.num_layers):
-        block = raw = jax.tree.map(lambda a, i=i: a[i], params["blocks"])
+        block = made = raw = jax.tree.map(lambda a, i=i: a[i], params["blocks"])
         for number in range(len(model.stages)):
 
             def until(block, x, number=number):
@@ -73,8 +77,11 @@ def by_hand(params, tokens, method, mask=None):
             record = dataclasses.replace(record, dxxt=drift.T @ flat)
             found = weights(block)
             new = {p: quantised(found[p], record, method=method) for p in model.stages[number].weights}
+            made = replace(made, new)
+            if follow is not None:
+                new = {p: jax.tree.map(lambda a, i=i: a[i], weights(follow)[f"blocks/{p}"]) for p in new}
             block = replace(block, new)
-        done.append(block)
+        done.append(made)
         for state, b in ((x, block), (original, raw)):
             carry = {"x": state, **extra}
             for stage in model.stages:
@@ -92,7 +99,7 @@ def test_equals_by_hand(model, asymmetric):
     params, tokens = model
     method = dataclasses.replace(METHOD, asymmetric=asymmetric, alpha=0.5)
     new, _ = quantize_blockwise(LlamaBlocks(CFG), params, tokens, method, batch=2)
-    for i, block in enumerate(by_hand(params, tokens, method)):
+    for i, block in enumerate(by_hand(params, tokens, method, follow=new)):
         for path, leaf in weights(block).items():
             if isinstance(leaf, Affine):
                 ours = jax.tree.map(lambda a, i=i: a[i], weights(new)[f"blocks/{path}"])
