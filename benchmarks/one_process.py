@@ -1,5 +1,6 @@
 """Benchmarks whose rows are measured one by one, each in a process of its own, and kept as soon as they are there."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.provenance import provenance, read_result, write_result
+from benchmarks.provenance import RESULTS, provenance, read_result, write_result
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +36,33 @@ def chosen(names: Sequence[str], words: Sequence[str] | None) -> list[str]:
     if not found:
         raise ValueError(f"no row holds {list(words or ())}; rows are {', '.join(names)}")
     return found
+
+
+def row_arguments(
+    prog: str, description: str, names: Sequence[str], quick: str, arguments: list[str] | None
+) -> tuple[list[str], list[str], Path]:
+    """Reads ``[--only WORD ...] [--quick] [--results DIR]``; a mistake ends the program with a message.
+
+    Args:
+      prog, description: of the program.
+      names: of all rows.
+      quick: what ``--quick`` does.
+      arguments: words after the program's name; None for those of the process.
+
+    Returns:
+      Rows to measure, flags for their module, and the folder of results.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--only", action="append", metavar="WORD", help="rows whose name holds WORD; keeps the others")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of results")
+    args = parser.parse_args(arguments)
+    if args.quick and args.results == RESULTS:
+        parser.error("--quick gives no evidence: name another folder with --results")
+    try:
+        return chosen(names, args.only), ["--quick"] if args.quick else [], args.results
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def measure_rows(

@@ -1,13 +1,10 @@
 """``python -m benchmarks.kv [--only WORD ...] [--quick]``: writes ``results/kv.json`` and ``.png``, prints a table."""
 
-import argparse
 import sys
-from pathlib import Path
 
 from benchmarks.kv.methods import families
 from benchmarks.kv.plot import plot
-from benchmarks.one_process import chosen, measure_rows
-from benchmarks.provenance import RESULTS
+from benchmarks.one_process import measure_rows, row_arguments
 
 _SETTING = (
     "SmolLM2-135M-Instruct; prompts of 1024 tokens of WikiText-2 (test), the next 200 scored against the plain cache, "
@@ -18,19 +15,14 @@ _SETTING = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, writes after every row, and plots."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kv", description="Caches at equal true bytes.")
-    parser.add_argument("--only", action="append", metavar="WORD", help="rows whose name holds WORD; keeps the others")
-    parser.add_argument("--quick", action="store_true", help="two blocks, short prompts; shows that it works")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of results")
-    args = parser.parse_args(arguments)
-    if args.quick and args.results == RESULTS:
-        parser.error("--quick gives no evidence: name another folder with --results")
     names = [family.name for family in families()]
-    try:
-        todo = chosen(names, args.only)
-    except ValueError as error:
-        parser.error(str(error))
-    flags = ["--quick"] if args.quick else []
+    todo, flags, results = row_arguments(
+        "python -m benchmarks.kv",
+        "Caches at equal true bytes.",
+        names,
+        "two blocks, short prompts; shows that it works",
+        arguments,
+    )
 
     def after(row, result):
         for point in row["points"]:
@@ -40,11 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
                 f"  needle {needle}  speed {point['speed']:.2f}",
                 flush=True,
             )
-        plot(result, args.results / "kv.png")
+        plot(result, results / "kv.png")
 
     command = " ".join(["python -m benchmarks.kv", *flags])
     about = {"setting": _SETTING}
-    measure_rows("benchmarks.kv.row", todo, names, args.results / "kv.json", command, flags, about, after)
+    measure_rows("benchmarks.kv.row", todo, names, results / "kv.json", command, flags, about, after)
     return 0
 
 

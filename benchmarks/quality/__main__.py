@@ -1,11 +1,8 @@
 """``python -m benchmarks.quality [--only WORD ...] [--quick]``: writes ``results/quality.json`` and ``.png``."""
 
-import argparse
 import sys
-from pathlib import Path
 
-from benchmarks.one_process import chosen, measure_rows
-from benchmarks.provenance import RESULTS
+from benchmarks.one_process import measure_rows, row_arguments
 from benchmarks.quality.methods import methods
 from benchmarks.quality.plot import plot
 
@@ -18,19 +15,14 @@ _SETTING = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, writes after every row, and plots."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description="Quality at equal true bits.")
-    parser.add_argument("--only", action="append", metavar="WORD", help="rows whose name holds WORD; keeps the others")
-    parser.add_argument("--quick", action="store_true", help="two blocks, short windows; shows that it works")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of results")
-    args = parser.parse_args(arguments)
-    if args.quick and args.results == RESULTS:
-        parser.error("--quick gives no evidence: name another folder with --results")
     names = [method.name for method in methods()]
-    try:
-        todo = chosen(names, args.only)
-    except ValueError as error:
-        parser.error(str(error))
-    flags = ["--quick"] if args.quick else []
+    todo, flags, results = row_arguments(
+        "python -m benchmarks.quality",
+        "Quality at equal true bits.",
+        names,
+        "two blocks, short windows; shows that it works",
+        arguments,
+    )
 
     def after(row, result):
         accuracy = [value for name, value in row["tasks"].items() if not name.endswith("probability")]
@@ -39,11 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
             f"KL {row['kl']:6.3f}  tasks {sum(accuracy) / len(accuracy):.3f}  {row['cpu_seconds']:6.1f} CPU s",
             flush=True,
         )
-        plot(result, args.results / "quality.png")
+        plot(result, results / "quality.png")
 
     command = " ".join(["python -m benchmarks.quality", *flags])
     about = {"setting": _SETTING}
-    measure_rows("benchmarks.quality.row", todo, names, args.results / "quality.json", command, flags, about, after)
+    measure_rows("benchmarks.quality.row", todo, names, results / "quality.json", command, flags, about, after)
     return 0
 
 
