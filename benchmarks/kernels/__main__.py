@@ -13,7 +13,9 @@ import time
 from benchmarks.kernels.table import HEADER, cells
 from benchmarks.provenance import RESULTS, provenance, read_result, write_result
 
-OPERATIONS = ("affine_matmul", "codebook_matmul", "outlier_matmul", "sign_lowrank_matmul")
+PRODUCTS = ("affine_matmul", "codebook_matmul", "outlier_matmul", "sign_lowrank_matmul")
+PASSES = ("quantize_pack",)
+OPERATIONS = (*PRODUCTS, *PASSES)
 
 
 def cases(op: str):

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from benchmarks.kernels.row import least_bytes, product_case
 from pallas_kernels.affine_matmul import affine_matmul
 from pallas_kernels.affine_matmul import specs as named
 from pallas_kernels.affine_matmul.config import choose_config
@@ -13,22 +14,17 @@ from pallas_kernels.proof.report import Case
 
 def forward(spec: named.AffineSpec) -> Case:
     layout = spec.layout
-    args = tuple(a for a in spec.arguments() if a is not None)
-    config = choose_config(spec.m, layout, jnp.dtype(spec.dtype))
 
     def call(x, codes, scale, zero=None, *, implementation):
         return affine_matmul(x, codes, scale, zero, layout, implementation=implementation)
 
-    return Case(
-        name=spec.name,
+    return product_case(
+        spec,
+        m=spec.m,
+        packing=layout.packing,
+        config=choose_config(spec.m, layout, jnp.dtype(spec.dtype)),
         kernel=f"affine_matmul_w{layout.bits}$",
-        fn=functools.partial(call, implementation="triton"),
-        args=args,
-        xla=functools.partial(call, implementation="xla"),
-        least_bytes=least_bytes(args, [jax.ShapeDtypeStruct((spec.m, layout.cols), spec.dtype)]),
-        step_bytes=4 * config.tiles * layout.packing.words * config.block_n,
-        tensor_core=True,
-        decode=spec.m <= 16,
+        call=call,
     )
 
 
@@ -55,10 +51,6 @@ def backward(spec: named.AffineSpec) -> Case:
         decode=False,
         kernels=2,
     )
-
-
-def least_bytes(read, written):
-    return sum(a.size * a.dtype.itemsize for a in (*read, *written))
 
 
 CASES = (

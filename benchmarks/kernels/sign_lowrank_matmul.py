@@ -2,10 +2,9 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 
-from benchmarks.kernels.affine_matmul import least_bytes
+from benchmarks.kernels.row import product_case
 from pallas_kernels.proof.report import Case
 from pallas_kernels.sign_lowrank_matmul import sign_lowrank_matmul
 from pallas_kernels.sign_lowrank_matmul import specs as named
@@ -14,8 +13,10 @@ from pallas_kernels.sign_lowrank_matmul.xla import one_block
 
 
 def forward(spec: named.SignSpec) -> Case:
-    layout, args = spec.layout, spec.arguments()
-    config = choose_config(spec.m, layout, jnp.dtype(spec.dtype))
+    layout = spec.layout
+
+    def call(x, blocks, *, implementation):
+        return sign_lowrank_matmul(x, blocks, layout, implementation=implementation)
 
     def straight(x, blocks):
         """The formula without its loop, whose bytes would count once however often it runs."""
@@ -28,16 +29,14 @@ def forward(spec: named.SignSpec) -> Case:
         order = jnp.arange(spec.blocks, dtype=jnp.int32)
         return x, blocks._replace(slots=order, loaded=jnp.int32(spec.blocks))
 
-    return Case(
-        name=spec.name,
+    return product_case(
+        spec,
+        m=spec.m,
+        packing=layout.packing,
+        config=choose_config(spec.m, layout, jnp.dtype(spec.dtype)),
         kernel="sign_lowrank_matmul_r",
-        fn=lambda x, blocks: sign_lowrank_matmul(x, blocks, layout, implementation="triton"),
-        args=args,
+        call=call,
         xla=straight,
-        least_bytes=least_bytes(jax.tree.leaves(args), [jax.ShapeDtypeStruct((spec.m, layout.cols), spec.dtype)]),
-        step_bytes=4 * config.tiles * layout.packing.words * config.block_n,
-        tensor_core=True,
-        decode=spec.m <= 16,
         valid=valid,
     )
 

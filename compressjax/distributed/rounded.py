@@ -1,13 +1,14 @@
 """Compressors that send every entry in fewer bits: levels of a bucket's norm, of its range, or a power of two."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from compressjax.numerics.bitpack import pack, pack_tile, unpack
+from compressjax.ops.on_gpu import kernel_or_formula
 
 
 class Coded(NamedTuple):
@@ -51,6 +52,32 @@ def _unpacked(words: jax.Array, bits: int, buckets: int) -> jax.Array:
     return unpack(words, bits, pack_tile(rows), rows).reshape(buckets, -1)
 
 
+def _layout(bits: int, bucket: int, d: int, kind: Literal["minmax", "norm"]):
+    """The buckets of a vector as ``pallas_kernels.quantize_pack`` takes them."""
+    from pallas_kernels.quantize_pack import PackLayout
+
+    return PackLayout(bits=bits, block=bucket, tile=pack_tile(-(-d // bucket) * bucket), kind=kind)
+
+
+def _kernel_refusal(bits: int, bucket: int, d: int) -> str | None:
+    """Why the GPU kernel does not take the buckets of a vector, or None."""
+    if bits not in (2, 4, 8):
+        return f"{bits} bits do not divide a word"
+    if d < bucket:
+        return "the vector is shorter than a bucket"
+    if bucket & (bucket - 1) or bucket % pack_tile(-(-d // bucket) * bucket):
+        return f"buckets of {bucket} are not whole tiles of a power of two"
+    return None
+
+
+def _decode_kernel(message: Coded, d: int, bits: int, bucket: int, kind: Literal["minmax", "norm"]) -> jax.Array:
+    from pallas_kernels.quantize_pack import Packed, unpack_dequantize
+
+    columns = (message.scales[:, 1], message.scales[:, 0]) if kind == "minmax" else (message.scales[:, 0], None)
+    packed = Packed(message.words[:, 0], *columns)
+    return unpack_dequantize(packed, (d,), _layout(bits, bucket, d, kind), implementation="triton")
+
+
 def _check(owner: str, bits: int, least: int, bucket: int) -> None:
     if not least <= bits <= 8:
         raise ValueError(f"{owner}.bits must be in {least}..8, got {bits}")
@@ -84,7 +111,18 @@ class QSGD:
         return 2 ** (self.bits - 1) - 1
 
     def encode(self, x: jax.Array, key: jax.Array) -> Coded:
-        """Codes ``level + s`` and norms."""
+        """Codes ``level + s`` and norms. On a GPU the random numbers have 16 bits and are others."""
+        refusal = _kernel_refusal(self.bits, self.bucket, x.shape[0])
+        return kernel_or_formula(self._encode_kernel, self._encode_formula, refusal, x, key)
+
+    def _encode_kernel(self, x: jax.Array, key: jax.Array) -> Coded:
+        from pallas_kernels.quantize_pack import quantize_pack
+
+        layout = _layout(self.bits, self.bucket, x.shape[0], "norm")
+        packed = quantize_pack(x, layout, key=key, implementation="triton")
+        return Coded(packed.words[:, None], packed.scale[:, None])
+
+    def _encode_formula(self, x: jax.Array, key: jax.Array) -> Coded:
         rows = _in_buckets(x, self.bucket)
         rows = jnp.where(jnp.arange(rows.size).reshape(rows.shape) < x.shape[0], rows, 0.0)
         norms = jnp.linalg.norm(rows, axis=1, keepdims=True)
@@ -96,6 +134,14 @@ class QSGD:
     def decode(self, message: Coded, d: int, key: jax.Array) -> jax.Array:
         """``[d]``."""
         del key
+        return kernel_or_formula(
+            lambda message: _decode_kernel(message, d, self.bits, self.bucket, "norm"),
+            lambda message: self._decode_formula(message, d),
+            _kernel_refusal(self.bits, self.bucket, d),
+            message,
+        )
+
+    def _decode_formula(self, message: Coded, d: int) -> jax.Array:
         codes = _unpacked(message.words, self.bits, message.scales.shape[0]).astype(jnp.float32)
         return ((codes - self.levels) * (message.scales / self.levels)).reshape(-1)[:d]
 
@@ -131,7 +177,19 @@ class MinMax:
         _check("MinMax", self.bits, 1, self.bucket)
 
     def encode(self, x: jax.Array, key: jax.Array) -> Coded:
-        """Codes, and smallest value and unit of every bucket."""
+        """Codes, and smallest value and unit of every bucket. On a GPU random u has 16 bits and is another."""
+        refusal = _kernel_refusal(self.bits, self.bucket, x.shape[0])
+        return kernel_or_formula(self._encode_kernel, self._encode_formula, refusal, x, key)
+
+    def _encode_kernel(self, x: jax.Array, key: jax.Array) -> Coded:
+        from pallas_kernels.quantize_pack import quantize_pack
+
+        layout = _layout(self.bits, self.bucket, x.shape[0], "minmax")
+        packed = quantize_pack(x, layout, key=key if self.stochastic else None, implementation="triton")
+        assert packed.low is not None  # what the kind keeps
+        return Coded(packed.words[:, None], jnp.stack([packed.low, packed.scale], axis=1))
+
+    def _encode_formula(self, x: jax.Array, key: jax.Array) -> Coded:
         rows = _in_buckets(x, self.bucket)
         low = jnp.min(rows, axis=1, keepdims=True)
         top = 2**self.bits - 1
@@ -145,6 +203,14 @@ class MinMax:
     def decode(self, message: Coded, d: int, key: jax.Array) -> jax.Array:
         """``[d]``."""
         del key
+        return kernel_or_formula(
+            lambda message: _decode_kernel(message, d, self.bits, self.bucket, "minmax"),
+            lambda message: self._decode_formula(message, d),
+            _kernel_refusal(self.bits, self.bucket, d),
+            message,
+        )
+
+    def _decode_formula(self, message: Coded, d: int) -> jax.Array:
         low, unit = message.scales[:, :1], message.scales[:, 1:]
         codes = _unpacked(message.words, self.bits, message.scales.shape[0]).astype(jnp.float32)
         return (low + codes * unit).reshape(-1)[:d]

@@ -12,8 +12,8 @@ KERNEL_ACTIVATIONS = frozenset(("bfloat16", "float16", "float32"))
 
 
 def kernel_or_formula(
-    kernel: Callable[..., jax.Array], formula: Callable[..., jax.Array], refusal: str | None, *operands: Any
-) -> jax.Array:
+    kernel: Callable[..., Any], formula: Callable[..., Any], refusal: str | None, *operands: Any
+) -> Any:
     """``kernel(*operands)`` lowered for an NVIDIA GPU, ``formula(*operands)`` for any other platform.
 
     Where no GPU is the default device only the formula is traced, so a machine without one pays nothing. Where one is,
@@ -23,7 +23,7 @@ def kernel_or_formula(
       kernel: takes the operands; imports what it needs, for importing kernels is slow.
       formula: the same in plain JAX.
       refusal: why the kernel cannot take these operands, or None.
-      *operands: arrays and leaves.
+      *operands: arrays, leaves and other pytrees.
     """
     if refusal is not None or not on_gpu():
         return formula(*operands)
