@@ -28,6 +28,7 @@ from compressjax.driver import (
 )
 from compressjax.freed_memory import compile_then_run, return_freed_memory
 from compressjax.models.blockwise import Blockwise
+from compressjax.models.stack import stack_blocks
 from compressjax.numerics.linalg import gram
 from compressjax.select import replace, resolve, weights
 
@@ -170,6 +171,7 @@ def compress_blocks(
     rules: Mapping[str, Any] | None = None,
     tuning: Any = None,
     finished: Callable[[int], Any] | None = None,
+    choices: Mapping[str, Any] | None = None,
     key: jax.Array | None = None,
 ) -> Iterator[BlockResult]:
     """Compresses a model's blocks in order, each on the output of the compressed ones before it.
@@ -185,6 +187,8 @@ def compress_blocks(
         ``block_rule`` of the methods themselves; None for none.
       finished: ``number -> params or None``: blocks that an earlier run has compressed. They are run, not compressed,
         and nothing is yielded for them.
+      choices: configs of single weights of single blocks by their full path ("blocks/3/attn/q/kernel"), None to leave
+        one alone; they take precedence over the rules.
       key: randomness for methods that use it.
 
     Yields:
@@ -193,6 +197,7 @@ def compress_blocks(
     Raises:
       ValueError: for a rule that matches nothing, NaN in weights or statistics; the message names block and path.
     """
+    picked = _by_block(choices or {}, model.num_blocks)
     hidden = _embed(model, rest, calibration.tokens)
     del rest  # an embedding is larger than a block, and a caller that streams has no more use for it
     original_hidden = None
@@ -201,7 +206,7 @@ def compress_blocks(
         return_freed_memory()
         old = None if finished is None else finished(index)
         dense_block = block(index)
-        chosen = _methods(dense_block, cfg, rules)
+        chosen = _methods(dense_block, cfg, rules, index, picked.get(index, {}))
         if original_hidden is None and any(_wants_original(m) for m in (*chosen.values(), tuning)):
             if index:
                 raise ValueError("blocks must agree on whether they need the uncompressed network's inputs")
@@ -252,10 +257,25 @@ def compress_blocks(
             yield result
 
 
-def _methods(block, cfg, rules):
+def _methods(block, cfg, rules, index, picked):
     """Method by path inside the block; rules speak of paths in the whole tree."""
     inside = resolve({"blocks": block}, all_rules(cfg, rules))
-    return {path.removeprefix("blocks/"): method for path, method in inside.items()}
+    chosen = {path.removeprefix("blocks/"): method for path, method in inside.items()}
+    unknown = sorted(picked.keys() - weights(block).keys())
+    if unknown:
+        raise ValueError(f"choices name {unknown} in block {index}, which has {sorted(weights(block))}")
+    return {path: method for path, method in {**chosen, **picked}.items() if method is not None}
+
+
+def _by_block(choices, num_blocks):
+    """Choices by number of block and path inside it."""
+    found: dict[int, dict[str, Any]] = {}
+    for path, method in choices.items():
+        head, number, inside = [*path.split("/", 2), "", ""][:3]
+        if head != "blocks" or not number.isdecimal() or int(number) >= num_blocks or not inside:
+            raise ValueError(f"choices must read blocks/<0 to {num_blocks - 1}>/<path>, got {path!r}")
+        found.setdefault(int(number), {})[inside] = method
+    return found
 
 
 def _wants_original(method):
@@ -289,6 +309,7 @@ def quantize_blockwise(
     rules: Mapping[str, Any] | None = None,
     tuning: Any = None,
     batch: int = 2,
+    choices: Mapping[str, Any] | None = None,
     key: jax.Array | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Any, dict[str, MatrixInfo]]:
@@ -302,11 +323,13 @@ def quantize_blockwise(
       tuning: a config with a ``block_rule``, see :func:`compress_blocks`.
       mask: bool ``[N, T]``, tokens that count; None for all.
       batch: rows run at once.
+      choices: configs of single weights of single blocks, see :func:`compress_blocks`.
       key: randomness for methods that use it.
       progress: called with (blocks done, blocks) after each block.
 
     Returns:
-      The tree with stacked leaves, and per path of a compressed weight its :class:`MatrixInfo` stacked over blocks.
+      The tree with stacked leaves, and per path of a compressed weight its :class:`MatrixInfo` stacked over blocks, NaN
+      where a block's weight was left alone.
     """
     rest = {name: value for name, value in params.items() if name != "blocks"}
     done, infos = [], []
@@ -318,11 +341,20 @@ def quantize_blockwise(
         cfg,
         rules=rules,
         tuning=tuning,
+        choices=choices,
         key=key,
     ):
         done.append(result.params)
-        infos.append({f"blocks/{path}": info for path, info in result.infos.items()})
+        infos.append(result.infos)
         if progress is not None:
             progress(len(done), model.num_blocks)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *done)
-    return {**rest, "blocks": stacked}, jax.tree.map(lambda *leaves: jnp.stack(leaves), *infos)
+    known = {path: info for block in infos for path, info in block.items()}
+    stacked = {
+        f"blocks/{path}": jax.tree.map(lambda *a: jnp.stack(a), *(block.get(path, _unknown(info)) for block in infos))
+        for path, info in known.items()
+    }
+    return {**rest, "blocks": stack_blocks(done)}, stacked
+
+
+def _unknown(info):
+    return jax.tree.map(lambda a: jnp.full_like(a, jnp.nan if jnp.issubdtype(a.dtype, jnp.floating) else 0), info)

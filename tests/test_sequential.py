@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from compressjax.calibration import Hessian, calibrate, measure
-from compressjax.leaf import Affine, unpack_codes
+from compressjax.leaf import Affine, ByLayer, unpack_codes
 from compressjax.models.config import LlamaConfig
 from compressjax.models.llama import Llama, LlamaBlocks
 from compressjax.ops import dense
@@ -186,3 +186,30 @@ def test_a_short_last_chunk_is_filled_and_masked(model):
     chunks = in_chunks(tokens, batch=4)
     assert chunks.tokens.shape == (2, 4, 12)
     assert chunks.mask is not None and int(chunks.mask.sum()) == tokens.size
+
+
+def test_choices_change_single_weights_of_single_blocks(model, compressed):
+    params, tokens = model
+    other = dataclasses.replace(METHOD, bits=2)
+    choices = {"blocks/0/mlp/up/kernel": other, "blocks/1/attn/o/kernel": None}
+    tree, infos = quantize_blockwise(LlamaBlocks(CFG), params, tokens, METHOD, batch=2, choices=choices)
+    up, o, q = (tree["blocks"][part][name]["kernel"] for part, name in (("mlp", "up"), ("attn", "o"), ("attn", "q")))
+    assert isinstance(up, ByLayer) and [v.bits for v in up.variants] == [2, 3]
+    np.testing.assert_array_equal(dense(o)[1], params["blocks"]["attn"]["o"]["kernel"][1])
+    np.testing.assert_array_equal(dense(o)[0], dense(compressed[0]["blocks"]["attn"]["o"]["kernel"])[0])
+    assert isinstance(q, Affine)
+    assert np.isnan(infos["blocks/attn/o/kernel"].error).tolist() == [False, True]
+    assert Llama(CFG).apply({"params": tree}, tokens).shape == (6, 12, 61)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("blocks/2/attn/o/kernel", "blocks/<0 to 1>/<path>, got 'blocks/2/attn/o/kernel'"),
+        ("blocks/attn/o/kernel", "blocks/<0 to 1>/<path>"),
+        ("blocks/1/attn/x/kernel", r"choices name \['attn/x/kernel'\] in block 1"),
+    ],
+)
+def test_choices_of_what_is_not_there_are_refused(model, path, message):
+    with pytest.raises(ValueError, match=message):
+        quantize_blockwise(LlamaBlocks(CFG), *model, RTN(bits=3, group=16), choices={path: None})

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compressjax.allocation.database import LevelDatabase, checked_state
+from compressjax.allocation.mutation import Group
 
 Fitness = Callable[[np.ndarray, Any], float]
 
@@ -26,6 +27,10 @@ class EvoPress:
       tokens: how many tokens each stage judges on.
       tries: draws for one child before the round goes on with fewer; a draw that was rejected, or that repeats the
         parent or a sibling, is drawn again.
+      group: between which items a level is exchanged, see ``mutation.exchange``.
+      max_flips: level switches of a mutation at most.
+      starts: random choices of which the best begins.
+      start_tokens: what those are judged on; None for as many tokens as the first stage's.
       seed: of all draws.
     """
 
@@ -34,10 +39,18 @@ class EvoPress:
     survivors: tuple[int, ...] = (16, 4, 1)
     tokens: tuple[int, ...] = (2048, 16384, 131072)
     tries: int = 100
+    group: Group = "size"
+    max_flips: int = 3
+    starts: int = 1
+    start_tokens: int | None = None
     seed: int = 0
 
     def __post_init__(self):
-        for field in ("generations", "offspring", "tries"):
+        if self.group not in ("size", "name", "none"):
+            raise ValueError(f"EvoPress.group must be 'size', 'name' or 'none', got {self.group!r}")
+        if self.start_tokens is not None and self.start_tokens < 1:
+            raise ValueError(f"EvoPress.start_tokens must be >= 1 or None, got {self.start_tokens}")
+        for field in ("generations", "offspring", "tries", "max_flips", "starts"):
             if getattr(self, field) < 1:
                 raise ValueError(f"EvoPress.{field} must be >= 1, got {getattr(self, field)}")
         kept = self.survivors
@@ -86,6 +99,8 @@ def evolve(
       cfg: the search.
       start: a choice within the budget.
 
+    Ends early where the parent has no other choice within reach.
+
     Raises:
       ValueError: a start over the budget, or a mutation that leaves it.
     """
@@ -97,6 +112,8 @@ def evolve(
     judged = 0
     for number in range(1, cfg.generations + 1):
         pool = _children(db, parent, budget, change, cfg)
+        if not pool:
+            return
         score = np.inf
         for stage, (kept, tokens) in enumerate(zip(cfg.survivors, cfg.tokens, strict=True)):
             if stage == len(cfg.survivors) - 1:
@@ -145,3 +162,31 @@ def random_within(db: LevelDatabase, budget: int, rng: np.random.Generator, top:
     while db.total_cost(state) > budget:
         state[rng.choice(np.flatnonzero(state > 0))] -= 1
     return state
+
+
+def best_start(
+    db: LevelDatabase,
+    budget: int,
+    fitness: Fitness,
+    draw: Callable[[int, np.random.Generator], Any],
+    cfg: EvoPress,
+) -> np.ndarray:
+    """The best of ``cfg.starts`` random choices; a uniform one where its level meets the budget exactly.
+
+    Random ones start from the lowest level that all items together cannot have within the budget.
+
+    Raises:
+      ValueError: even the lowest levels cost more than the budget.
+    """
+    costs = db.cost.sum(axis=0)
+    exact = np.flatnonzero(costs == budget)
+    if len(exact):
+        return np.full(len(db.names), exact[0], np.int64)
+    over = np.flatnonzero(costs > budget)
+    rng = np.random.default_rng(cfg.seed)
+    found = [random_within(db, budget, rng, int(over[0]) if len(over) else None) for _ in range(cfg.starts)]
+    if len(found) == 1:
+        return found[0]
+    batch = draw(cfg.start_tokens or cfg.tokens[0], rng)
+    scores = np.asarray([fitness(state, batch) for state in found], float)
+    return found[int(np.argmin(np.where(np.isnan(scores), np.inf, scores)))]

@@ -41,12 +41,13 @@ def groups_of(db: LevelDatabase, group: Group) -> list[np.ndarray]:
 def exchange(
     db: LevelDatabase, budget: int, rng: np.random.Generator, *, group: Group, most: int
 ) -> Callable[[np.ndarray], np.ndarray | None]:
-    """A mutation that moves some items one level down and as many of their group one level up.
+    """A mutation that moves some items one level up and others of their group down to pay for it.
 
-    Levels are ordered by cost, level 0 the cheapest. Inside a group of equal costs the total stays what it was. With
-    "none" items of any size are raised, and random ones lowered until the budget is kept again; a result that changes
-    more than ten levels, or spends less than four fifths of what the lowered ones freed, is rejected, as is one that is
-    the parent.
+    Levels are ordered by cost, level 0 the cheapest. Inside a group of equal costs and equal steps one goes up and one
+    down, and the total stays what it was; where steps differ, more go down until the budget is kept, and what a budget
+    leaves over is spent. With "none" items of any size are raised, and random ones lowered until the budget is kept
+    again; a result that changes more than ten levels, or spends less than four fifths of what the lowered ones freed,
+    is rejected, as is one that is the parent.
 
     Returns:
       ``state -> new state``, or None where the draw was rejected.
@@ -59,12 +60,16 @@ def exchange(
         new = state.copy()
         for _ in range(flips(rng, most)):
             own = members[rng.choice(len(members), p=share)]
-            lower, upper = own[new[own] > 0], own[new[own] < top]
-            if not len(lower) or not len(upper):
+            upper = own[new[own] < top]
+            if not len(upper):
                 continue
-            down, up = rng.choice(lower), rng.choice(upper)
-            new[down] -= 1
+            up = rng.choice(upper)
             new[up] += 1
+            while db.total_cost(new) > budget:
+                lower = own[(new[own] > 0) & (own != up)]
+                if not len(lower):
+                    return None
+                new[rng.choice(lower)] -= 1
         return None if np.array_equal(new, state) else new
 
     def anywhere(state):

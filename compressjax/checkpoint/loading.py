@@ -17,6 +17,7 @@ from compressjax.checkpoint.native_folder import MANIFEST, open_native
 from compressjax.checkpoint.packages import DECODERS, package_file
 from compressjax.checkpoint.source import ModelSource
 from compressjax.models.config import LlamaConfig
+from compressjax.models.stack import stack_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,23 +100,33 @@ def load_model(path_or_name: str | Path, *, dtype: DTypeLike = jnp.float32) -> L
 def load_params(source: ModelSource, *, dtype: DTypeLike = jnp.float32) -> dict:
     """All parameters with blocks stacked on a leading axis. Peak memory is the result and one tensor more.
 
+    Where blocks are compressed in different ways their weights become ``ByLayer`` leaves, and the peak is twice the
+    blocks as stored.
+
     Raises:
-      ValueError: as ``ModelSource.block``; also when blocks differ in structure (one compressed, another not).
+      ValueError: as ``ModelSource.block``; also when blocks hold different weights.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating type, got {jnp.dtype(dtype).name}")
-    rest = jax.tree.map(_placed, _cast(source.rest(), dtype))
+    rest = _on_device(_cast(source.rest(), dtype))
     first, structure = jax.tree.flatten(_cast(source.block(0), dtype))
     stacked = [aligned_empty((source.num_blocks, *leaf.shape), leaf.dtype) for leaf in first]
     for index in range(source.num_blocks):
         leaves, found = (first, structure) if index == 0 else jax.tree.flatten(_cast(source.block(index), dtype))
-        if found != structure:
-            raise ValueError(
-                f"{source.path}: block {index} is stored otherwise than block 0, so they cannot be stacked"
-            )
+        if found != structure or any(a.shape != slot.shape[1:] for a, slot in zip(leaves, stacked, strict=True)):
+            del stacked
+            return {**rest, "blocks": _stack_of_kinds(source, dtype)}
         for slot, leaf in zip(stacked, leaves, strict=True):
             slot[index] = leaf
     return {**rest, "blocks": jax.tree.unflatten(structure, [to_device(slot) for slot in stacked])}
+
+
+def _stack_of_kinds(source: ModelSource, dtype: DTypeLike) -> dict:
+    return stack_blocks([_on_device(_cast(source.block(index), dtype)) for index in range(source.num_blocks)])
+
+
+def _on_device(tree: Any) -> Any:
+    return jax.tree.map(_placed, tree)
 
 
 def _placed(leaf: Any) -> Any:

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from compressjax.kvcache.cache import KVCache, Layout, append_token, view_of
 from compressjax.kvcache.partial import attend_exact, combine, finish, log_sum_exp
 from compressjax.kvcache.protocol import KVSpec
-from compressjax.leaf.sign_lowrank import split_pools
+from compressjax.leaf.pools import split_pools
 from compressjax.models.attention import attend, causal_seen, token_positions
 from compressjax.models.config import LlamaConfig
 from compressjax.models.llama import Attention, Block, Llama

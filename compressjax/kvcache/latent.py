@@ -23,7 +23,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from compressjax.kvcache.protocol import KVSpec
-from compressjax.leaf.sign_lowrank import split_pools
+from compressjax.leaf.pools import split_pools
 from compressjax.models.attention import attend, causal_seen, token_positions
 from compressjax.models.config import LlamaConfig
 from compressjax.models.llama import Block, Llama

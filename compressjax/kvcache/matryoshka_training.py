@@ -15,7 +15,7 @@ import optax
 from compressjax.kvcache.decoding import LlamaForm, plain_prompt
 from compressjax.kvcache.matryoshka import MKVParams, Ranks
 from compressjax.kvcache.orthogonal import Kind, principal_axes
-from compressjax.leaf.sign_lowrank import split_pools
+from compressjax.leaf.pools import split_pools
 from compressjax.models.attention import attend, causal_seen
 from compressjax.models.config import LlamaConfig
 from compressjax.models.llama import Attention, Block, Llama

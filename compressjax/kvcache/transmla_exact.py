@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from compressjax.kvcache.latent import linear
-from compressjax.leaf.sign_lowrank import split_pools
+from compressjax.leaf.pools import split_pools
 from compressjax.models.attention import attend, causal_seen
 from compressjax.models.config import LlamaConfig
 from compressjax.models.llama import Block, Llama

@@ -1,6 +1,7 @@
 """Compressed weights in memory: frozen pytrees that stand where an array was."""
 
 from compressjax.leaf.affine import Affine, pack_affine, unpack_codes, unpack_zeros
+from compressjax.leaf.by_layer import ByLayer, by_layer
 from compressjax.leaf.codebook import Codebook, pack_codebook, unpack_indices
 from compressjax.leaf.group_sparse import GroupSparse, pack_group_sparse
 from compressjax.leaf.low_rank import LowRank, low_rank
@@ -10,12 +11,14 @@ from compressjax.leaf.power import Power, pack_power
 from compressjax.leaf.registration import is_leaf, leaf
 from compressjax.leaf.sign_lowrank import SignLowRank, sign_lowrank
 from compressjax.leaf.sum import Sum, add
+from compressjax.leaf.tensor_train import TensorTrain, bonds_of, tensor_train
 from compressjax.leaf.transposed import Transposed
 from compressjax.leaf.two_level import TwoLevelAffine, pack_two_level
 from compressjax.leaf.w4ax import W4Ax, pack_w4ax
 
 __all__ = [
     "Affine",
+    "ByLayer",
     "Codebook",
     "GroupSparse",
     "LowRank",
@@ -24,10 +27,13 @@ __all__ = [
     "Power",
     "SignLowRank",
     "Sum",
+    "TensorTrain",
     "Transposed",
     "TwoLevelAffine",
     "W4Ax",
     "add",
+    "bonds_of",
+    "by_layer",
     "is_leaf",
     "leaf",
     "low_rank",
@@ -41,6 +47,7 @@ __all__ = [
     "pack_two_level",
     "pack_w4ax",
     "sign_lowrank",
+    "tensor_train",
     "trim_outliers",
     "unpack_codes",
     "unpack_indices",

@@ -1,12 +1,12 @@
 """A stack of sign and low-rank blocks, of which a run-time number counts: ``w = sum_i S_i * (u_i v_i) / s``."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from compressjax.leaf.pools import register_pool, split_pools
 from compressjax.leaf.registration import leaf
 from compressjax.numerics import bitpack
 from compressjax.ops import dense, logical_shape, matmul, matmul_t, take
@@ -21,9 +21,9 @@ class SignLowRank:
 
     Blocks stand in ``P`` places. Either every layer has places of its own (arrays lead with ``lead``, as any leaf), or
     all layers share one pool (``signs``, ``u`` and ``v`` have no leading axes), so that layers may hold different
-    numbers of blocks and the arrays still hold no block more than there are; :func:`split_pools` is how a scan over
-    layers takes such a leaf. ``loaded`` is data: growing and shrinking inside the places allocated compiles nothing.
-    Places that are allocated count as stored bits, loaded or not: a model is smaller only once its arrays are.
+    numbers of blocks and the arrays still hold no block more than there are; `leaf.pools.split_pools` is how a scan
+    over layers takes such a leaf. ``loaded`` is data: growing and shrinking inside the places allocated compiles
+    nothing. Places that are allocated count as stored bits, loaded or not: a model is smaller only once its arrays are.
 
     Attributes:
       signs: uint32 ``[*lead, P, words, out]``, 32 signs a word, bit 1 for plus, see ``numerics.bitpack``.
@@ -103,39 +103,11 @@ def with_loaded(w: SignLowRank, loaded: Any) -> SignLowRank:
     return dataclasses.replace(w, loaded=jnp.broadcast_to(wanted, w.loaded.shape))
 
 
-def is_pooled(w: SignLowRank) -> bool:
-    """Whether the layers of ``w`` share one pool of blocks."""
+def _shared(w: SignLowRank) -> bool:
     return w.signs.ndim - 3 < w.loaded.ndim
 
 
-def split_pools(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Takes the pools out of a tree, so that what remains leads with the layer axis everywhere.
-
-    Args:
-      tree: a tree of stacked parameters.
-
-    Returns:
-      The tree with pooled leaves emptied of their pools, for the ``xs`` of a scan over layers; and a function that
-      puts the pools back into the slice of one layer.
-    """
-    weights, structure = jax.tree.flatten(tree, is_leaf=_is_stack)
-    pools = [(w.signs, w.u, w.v) if _is_stack(w) and is_pooled(w) else None for w in weights]
-    empty = {"signs": None, "u": None, "v": None}
-    bare = [w if p is None else dataclasses.replace(w, **empty) for w, p in zip(weights, pools, strict=True)]
-
-    def join(layer: Any) -> Any:
-        parts = structure.flatten_up_to(layer)
-        full = [
-            w if p is None else dataclasses.replace(w, signs=p[0], u=p[1], v=p[2])
-            for w, p in zip(parts, pools, strict=True)
-        ]
-        return jax.tree.unflatten(structure, full)
-
-    return jax.tree.unflatten(structure, bare), join
-
-
-def _is_stack(value):
-    return isinstance(value, SignLowRank)
+register_pool(SignLowRank, ("signs", "u", "v"), _shared)
 
 
 def _one(w: SignLowRank):

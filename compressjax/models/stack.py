@@ -6,14 +6,17 @@ depth and a compressed leaf whose arrays lead with the layer axis is sliced like
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from compressjax.leaf.sign_lowrank import split_pools
+from compressjax.leaf import by_layer
+from compressjax.leaf.pools import split_pools
+from compressjax.ops import logical_shape
+from compressjax.select import replace, weights
 
 
 def apply(module: nn.Module, params: Any, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
@@ -59,6 +62,26 @@ class BlockStack(nn.Module):
             return apply(block, join(params), carry | own | {"x": hidden})
 
         return jax.lax.scan(body, x, (layers, per_layer or {}), length=self.depth)
+
+
+def stack_blocks(blocks: Sequence[Any]) -> Any:
+    """One tree with a leading layer axis from the trees of all blocks.
+
+    Weights that are compressed in one way everywhere become a plain stack, others a ``ByLayer`` leaf.
+
+    Raises:
+      ValueError: blocks that do not hold the same weights.
+    """
+    found = [weights(block) for block in blocks]
+    for index, block in enumerate(found):
+        if block.keys() != found[0].keys():
+            other = sorted(block.keys() ^ found[0].keys())
+            raise ValueError(f"block {index} and block 0 do not hold the same weights: {other}")
+    stacked = {}
+    for path in found[0]:
+        layers = [block[path] for block in found]
+        stacked[path] = by_layer(layers) if len(logical_shape(layers[0])) == 2 else jnp.stack(layers)
+    return replace(blocks[0], stacked)
 
 
 @dataclasses.dataclass(frozen=True)

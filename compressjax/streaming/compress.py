@@ -5,6 +5,7 @@ are there are run, not compressed again, and the rest goes on as if nothing had 
 takes its name only when it is complete.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -53,6 +54,7 @@ def compress_model(
     *,
     mask: np.ndarray | None = None,
     rules: Mapping[str, Any] | None = None,
+    choices: Mapping[str, Any] | None = None,
     tuning: Any = None,
     batch: int = 2,
     restart: bool = False,
@@ -67,6 +69,8 @@ def compress_model(
       out: result folder; while unfinished, its shards stand in ``out + ".partial"``.
       cfg, rules: a method, or rules by path ("blocks/attn/*"), as for ``quantize``.
       tokens: calibration tokens, int ``[N, T]``.
+      choices: configs of single weights of single blocks ("blocks/3/attn/q/kernel"), as an allocation gives them; they
+        take precedence over the rules.
       tuning: a config with a ``block_rule`` that is run on every compressed block, or None.
       mask: bool ``[N, T]``, tokens that count; None for all.
       batch: windows run at once.
@@ -88,7 +92,7 @@ def compress_model(
     tokens = np.asarray(tokens, np.int32)
     _check(source, out, tokens, overwrite)
     work = partial_path(out)
-    job = _job(source, cfg, rules, tuning, tokens, mask, batch)
+    job = _job(source, cfg, rules, choices, tuning, tokens, mask, batch)
     if restart:
         shutil.rmtree(work, ignore_errors=True)
     fresh = not work.exists()
@@ -120,6 +124,7 @@ def compress_model(
             in_chunks(tokens, mask, batch),
             cfg,
             rules=rules,
+            choices=choices,
             tuning=tuning,
             finished=from_earlier if done else None,
         )
@@ -134,7 +139,7 @@ def compress_model(
                     progress(result.index + 1, blocks)
         summary = CompressionSummary(
             model=source.name,
-            method=_method_text(cfg, rules, tuning),
+            method=_method_text(cfg, rules, choices, tuning),
             bits_per_weight=sizes.leaf_bits / max(sizes.leaf_parameters, 1),
             parameters=sizes.parameters,
             compressed_parameters=sizes.leaf_parameters,
@@ -183,20 +188,25 @@ def _check(source, out, tokens, overwrite):
         raise ValueError(f"calibration tokens range from {low} to {high}, the vocabulary has {vocab}")
 
 
-def _method_text(cfg, rules, tuning):
+def _method_text(cfg, rules, choices, tuning):
     chosen = all_rules(cfg, rules)
     alone = list(chosen) == ["**"]
     text = repr(chosen["**"]) if alone else "; ".join(f"{glob} = {method!r}" for glob, method in chosen.items())
+    if choices:
+        counts = collections.Counter(map(repr, choices.values()))
+        text += "; single weights: " + ", ".join(f"{count} of {method}" for method, count in counts.items())
     return text if tuning is None else f"{text}; then {tuning!r}"
 
 
-def _job(source, cfg, rules, tuning, tokens, mask, batch):
+def _job(source, cfg, rules, choices, tuning, tokens, mask, batch):
     data = hashlib.sha256(tokens.tobytes())
     data.update(b"" if mask is None else np.asarray(mask, bool).tobytes())
+    picked = hashlib.sha256(repr(sorted((choices or {}).items(), key=lambda item: item[0])).encode())
     return {
         "version": _version.__version__,
         "model": source.fingerprint(),
-        "method": _method_text(cfg, rules, tuning),
+        "method": _method_text(cfg, rules, choices, tuning),
+        "choices": picked.hexdigest(),
         "calibration": f"{list(tokens.shape)} {data.hexdigest()}",
         "batch": batch,
     }

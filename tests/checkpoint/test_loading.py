@@ -10,8 +10,10 @@ import pytest
 
 from compressjax.checkpoint import load_model, load_params, open_model
 from compressjax.checkpoint.packages import SMOLLM2
+from compressjax.leaf import ByLayer
 from compressjax.leaf.affine import pack_affine
 from compressjax.models.llama import Llama
+from compressjax.ops import dense
 
 from .conftest import DECODERS, REFERENCE
 
@@ -48,7 +50,7 @@ def test_dtype():
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A reader whose query kernels are compressed leaves; ``plain`` lists calls that return arrays after all."""
+    """A reader whose query kernels are compressed leaves; ``plain`` lists blocks that return arrays after all."""
 
     inner: object
     plain: tuple = ()
@@ -61,10 +63,12 @@ class Packed:
         values = self.inner.kernel(prefix, module)
         if module.path != "attn/q":
             return values
-        self.calls.append(prefix)
-        if len(self.calls) - 1 in self.plain:
+        if prefix not in self.calls:
+            self.calls.append(prefix)
+        block = self.calls.index(prefix)
+        if block in self.plain:
             return values
-        codes = np.full(values.shape, len(self.calls), np.uint8)
+        codes = np.full(values.shape, block + 1, np.uint8)
         grid = jnp.ones((values.shape[0] // 16, values.shape[1]), jnp.float32)
         return pack_affine(codes, grid, grid, bits=4, group=16, zero_kind="real")
 
@@ -80,11 +84,18 @@ def test_compressed_leaves_stack_and_keep_their_types():
     chex.assert_trees_all_equal_dtypes(first, alone)
 
 
-def test_blocks_of_different_storage_are_refused():
+def test_blocks_of_different_storage_become_a_choice_by_layer():
     source = open_model(REFERENCE / "qwen3")
-    mixed = dataclasses.replace(source, reader=Packed(source.reader, plain=(1,)))
-    with pytest.raises(ValueError, match="block 1 is stored otherwise than block 0"):
-        load_params(mixed)
+    plain = load_params(source)["blocks"]["attn"]["q"]["kernel"]
+    mixed = load_params(dataclasses.replace(source, reader=Packed(source.reader, plain=(1,))))["blocks"]
+    assert isinstance(mixed["attn"]["q"]["kernel"], ByLayer) and isinstance(mixed["attn"]["k"]["kernel"], jax.Array)
+    layers = dense(mixed["attn"]["q"]["kernel"])
+    assert np.array_equal(layers[1], plain[1]) and not np.array_equal(layers[0], plain[0])
+    tokens = np.arange(8)[None]
+    model = Llama(source.config)
+    expected = model.apply({"params": {**load_params(source), "blocks": dense(mixed)}}, tokens)
+    found = model.apply({"params": {**load_params(source), "blocks": mixed}}, tokens)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_names_and_paths():

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from compressjax.leaf.pools import is_pooled, split_pools
 from compressjax.leaf.sign_lowrank import (
-    is_pooled,
     sign_lowrank,
-    split_pools,
     unpack_block,
     with_loaded,
 )
