@@ -63,7 +63,7 @@ def _(w, cfg, stats, key):
     basis, _ = output_basis(w, whiten(c), rank)
     leaf = stored(jnp.matmul(w, basis, precision="highest"), basis.T, stats, cfg)
     plain = scaled_fit(w, None, rank)
-    return leaf, fit_info(w, dense(leaf), jnp.matmul(plain.left, plain.right, precision="highest"), stats)
+    return leaf, fit_info(w, leaf, plain, stats)
 
 
 @statistic_for.register(LoRD)

@@ -3,12 +3,16 @@
 import dataclasses
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
+from compressjax.calibration.records import Record
 from compressjax.calibration.statistics import Hessian, Moments
 from compressjax.driver import MatrixInfo, leaf_rule, statistic_for
 from compressjax.factorization.factors import check_rank_fields, rank_of, second_moment, stored
-from compressjax.numerics.whitened_svd import scaled_fit, whiten, whitened_fit
+from compressjax.leaf.low_rank import LowRank
+from compressjax.numerics.large_svd import is_large, product_error
+from compressjax.numerics.whitened_svd import LowRankFit, scaled_fit, whiten, whitened_fit
 from compressjax.ops import dense
 from compressjax.quantization.rtn import dense_weight, output_errors
 
@@ -54,13 +58,19 @@ def _(w, cfg, stats, key):
     else:
         fit = whitened_fit(w, whiten(second_moment(stats, cfg)), rank)
     leaf = stored(fit.left, fit.right, stats, cfg)
-    return leaf, fit_info(w, dense(leaf), jnp.matmul(plain.left, plain.right, precision="highest"), stats)
+    return leaf, fit_info(w, leaf, plain, stats)
 
 
-def fit_info(w, kept, plain, stats) -> MatrixInfo:
+def fit_info(w: jax.Array, leaf: LowRank, plain: LowRankFit, stats: Record | None) -> MatrixInfo:
     """What is reported of a factorised weight; ``rounding_error`` is that of the plain SVD of the same rank."""
     h = None if stats is None else stats.xtx
-    error, plain_error, energy = output_errors(w, kept, plain, h)
+    if h is None and is_large(w.shape, plain.left.shape[1]):
+        # Neither product is made as a whole: each would be as large as the weight.
+        error = product_error(w, dense(leaf.left).astype(jnp.float32), dense(leaf.right).astype(jnp.float32))
+        plain_error, energy = product_error(w, plain.left, plain.right), jnp.sum(w**2)
+    else:
+        made = jnp.matmul(plain.left, plain.right, precision="highest")
+        error, plain_error, energy = output_errors(w, dense(leaf), made, h)
     dead = jnp.int32(0) if h is None else jnp.sum(jnp.diagonal(h) == 0, dtype=jnp.int32)
     return MatrixInfo(
         error=error,

@@ -9,6 +9,7 @@ from compressjax.leaf.n_m import NMSparse, pack_n_m
 from compressjax.leaf.outliers import Outliers, outlier_mask, pack_outliers, trim_outliers
 from compressjax.leaf.power import Power, pack_power
 from compressjax.leaf.registration import is_leaf, leaf
+from compressjax.leaf.shifted import Shifted, shifted
 from compressjax.leaf.sign_lowrank import SignLowRank, sign_lowrank
 from compressjax.leaf.sum import Sum, add
 from compressjax.leaf.tensor_train import TensorTrain, bonds_of, tensor_train
@@ -25,6 +26,7 @@ __all__ = [
     "NMSparse",
     "Outliers",
     "Power",
+    "Shifted",
     "SignLowRank",
     "Sum",
     "TensorTrain",
@@ -46,6 +48,7 @@ __all__ = [
     "pack_power",
     "pack_two_level",
     "pack_w4ax",
+    "shifted",
     "sign_lowrank",
     "tensor_train",
     "trim_outliers",

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from compressjax.numerics.large_svd import is_large, truncated_svd
+
 
 class Whitening(NamedTuple):
     """Square root of a second moment and its inverse on the directions that the inputs reach.
@@ -34,7 +36,7 @@ class LowRankFit(NamedTuple):
       left: ``[in, r]``.
       right: ``[r, out]``.
       values: all singular values of the whitened weight, falling, ``[min(in, out)]``; the squares of those past r sum
-        up to the squared output error.
+        up to the squared output error. Only the first r where the weight is large (``numerics.large_svd``).
     """
 
     left: jax.Array
@@ -87,6 +89,9 @@ def output_basis(w: jax.Array, white: Whitening, rank: int) -> tuple[jax.Array, 
 
 
 def _svd(matrix, rank):
-    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    if is_large(matrix.shape, rank):
+        left, values, right = truncated_svd(matrix, rank)
+    else:
+        left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
     share = jnp.sqrt(values[:rank])
     return left[:, :rank] * share[None], share[:, None] * right[:rank], values
