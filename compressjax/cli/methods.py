@@ -15,6 +15,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "gptq": "compressjax.quantization:GPTQ",
         "bitstack": "compressjax.factorization:BitStack",
         "comet": "compressjax.quantization:COMET",
+        "compactifai": "compressjax.factorization:CompactifAI",
         "decoupleq": "compressjax.quantization:DecoupleQ",
         "lord": "compressjax.factorization:LoRD",
         "gqsa": "compressjax.sparsity:GQSA",

@@ -6,10 +6,14 @@ from compressjax.factorization.bitstack_memory import LoadedStack, Resized, load
 from compressjax.factorization.bitstack_scaling import activation_scale, fold_scales
 from compressjax.factorization.bitstack_sorting import greedy_order, levelwise_order, order_from_gains, path_gains
 from compressjax.factorization.bitstack_store import BitStackStore, block_bytes_of, open_store, stacks_of, write_store
+from compressjax.factorization.bonds import bonds_within, tensorize, truncate
+from compressjax.factorization.compactifai import CompactifAI, compactifai
 from compressjax.factorization.eora import EoRA, compensate, eora
 from compressjax.factorization.factors import break_even_rank
 from compressjax.factorization.lord import LoRD, with_mean_shift
 from compressjax.factorization.lowrank import lowrank, lowrank_with_info
+from compressjax.factorization.quantized_cores import quantize_cores
+from compressjax.factorization.site_dims import balanced_factors, search_dims
 from compressjax.factorization.svd import SVD
 
 __all__ = [
@@ -17,16 +21,20 @@ __all__ = [
     "BitStackStore",
     "SVD",
     "BudgetTable",
+    "CompactifAI",
     "EoRA",
     "LoRD",
     "LoadedStack",
     "Resized",
     "activation_scale",
+    "balanced_factors",
     "bitstack",
     "block_bytes_of",
     "blocks_between",
+    "bonds_within",
     "break_even_rank",
     "budget_table",
+    "compactifai",
     "compensate",
     "eora",
     "fold_scales",
@@ -39,9 +47,13 @@ __all__ = [
     "open_store",
     "order_from_gains",
     "path_gains",
+    "quantize_cores",
     "resize_stack",
+    "search_dims",
     "stacks_of",
+    "tensorize",
     "thin_rank",
+    "truncate",
     "with_mean_shift",
     "write_store",
 ]

@@ -14,16 +14,15 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from compressjax.driver import leaf_rule, statistic_for
+from compressjax.driver import MatrixInfo, leaf_rule, statistic_for
 from compressjax.factorization.factors import DTYPES
 from compressjax.factorization.quantized_cores import check_core_method, compressed_core
 from compressjax.factorization.site_dims import bonds_for, dims_for
-from compressjax.factorization.svd import fit_info
 from compressjax.leaf.tensor_train import TensorTrain, tensor_train
 from compressjax.numerics.tensor_train import balance, count_numbers, decompose
 from compressjax.numerics.whitened_svd import scaled_fit
 from compressjax.ops import dense
-from compressjax.quantization.rtn import dense_weight
+from compressjax.quantization.rtn import dense_weight, output_errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,15 +108,25 @@ def _stored(core, cfg):
 @leaf_rule.register(CompactifAI)
 def _(w, cfg, stats, key):
     leaf = compactifai(w, cfg)
-    w = dense_weight(w, cfg)
+    w, h = dense_weight(w, cfg), None if stats is None else stats.xtx
     # Beside it the plain SVD of the largest rank with no more numbers, but for rank 1.
     numbers = count_numbers(leaf.in_dims, leaf.out_dims, bonds_for(cfg, *w.shape))
     rank = min(*w.shape, max(1, numbers // sum(w.shape)))
-    if stats is not None:
+    if h is None:
+        plain_error = jnp.sum(jnp.linalg.svd(w, compute_uv=False)[rank:] ** 2)
+        error, _, energy = output_errors(w, dense(leaf), w, None)
+    else:
         plain = scaled_fit(w, None, rank)
-        return leaf, fit_info(w, dense(leaf), jnp.matmul(plain.left, plain.right, precision="highest"), stats)
-    lost = jnp.sum(jnp.linalg.svd(w, compute_uv=False)[rank:] ** 2)
-    return leaf, fit_info(w, dense(leaf), w, None)._replace(rounding_error=lost)
+        product = jnp.matmul(plain.left, plain.right, precision="highest")
+        error, plain_error, energy = output_errors(w, dense(leaf), product, h)
+    return leaf, MatrixInfo(
+        error=error,
+        rounding_error=plain_error,
+        energy=energy,
+        damp=jnp.float32(0),
+        dead=jnp.int32(0) if h is None else jnp.sum(jnp.diagonal(h) == 0, dtype=jnp.int32),
+        fallback=jnp.bool_(False),
+    )
 
 
 @statistic_for.register(CompactifAI)
