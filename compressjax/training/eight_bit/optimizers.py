@@ -1,7 +1,8 @@
 """Optax's optimizers with 8-bit states, under their names with ``_8bit`` behind.
 
 Arguments are those of the optax function of the same name, with ``policy`` and ``key`` of `quantized_state` added; the
-arithmetic of the update is optax's, in float32. Where the reference's defaults differ, the docstring says so.
+arithmetic of the update is optax's, in float32; on a GPU, moments of Adam, AdamW and LAMB go through a kernel with
+the same. Where the reference's defaults differ, the docstring says so.
 
 Paper: Dettmers et al., 2022, arXiv 2110.02861.
 """
@@ -10,6 +11,7 @@ import jax
 import optax
 from optax import ScalarOrSchedule
 
+from compressjax.training.eight_bit.adam_on_gpu import AdamParts, with_adam_kernel
 from compressjax.training.eight_bit.quantized_state import quantized_state
 from compressjax.training.eight_bit.state_policy import StatePolicy
 
@@ -29,7 +31,8 @@ def scale_by_adam_8bit(
     With b2 = 0.999 and rounding to nearest, v falls by less than half a gap of its codes in a step, so it stays until
     its block's maximum moves. That is the reference's behaviour; ``StatePolicy(stochastic={"nu"})`` avoids it.
     """
-    return quantized_state(optax.scale_by_adam(b1, b2, eps), policy, key=key)
+    plain = quantized_state(optax.scale_by_adam(b1, b2, eps), policy, key=key)
+    return with_adam_kernel(plain, AdamParts(b1=b1, b2=b2, eps=eps, rest=None), policy)
 
 
 def adam_8bit(
@@ -43,7 +46,11 @@ def adam_8bit(
     key: jax.Array | None = None,
 ) -> Transform:
     """`optax.adam` with 8-bit moments (Kingma and Ba, 2015)."""
-    return quantized_state(optax.adam(learning_rate, b1, b2, eps, nesterov=nesterov), policy, key=key)
+    plain = quantized_state(optax.adam(learning_rate, b1, b2, eps, nesterov=nesterov), policy, key=key)
+    if nesterov:
+        return plain
+    rest = (optax.scale_by_learning_rate(learning_rate),)
+    return with_adam_kernel(plain, AdamParts(b1=b1, b2=b2, eps=eps, rest=rest), policy)
 
 
 def adamw_8bit(
@@ -59,7 +66,9 @@ def adamw_8bit(
 ) -> Transform:
     """`optax.adamw` with 8-bit moments (Loshchilov and Hutter, 2019); the reference's decay of 0.01 is the default."""
     inner = optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
-    return quantized_state(inner, policy, key=key)
+    rest = (optax.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    parts = AdamParts(b1=b1, b2=b2, eps=eps, rest=rest)
+    return with_adam_kernel(quantized_state(inner, policy, key=key), parts, policy)
 
 
 def sgd_8bit(
@@ -140,7 +149,13 @@ def lamb_8bit(
     leaves the trust ratio out; this one has it.
     """
     inner = optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
-    return quantized_state(inner, policy, key=key)
+    rest = (
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_trust_ratio(),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    parts = AdamParts(b1=b1, b2=b2, eps=eps, rest=rest)
+    return with_adam_kernel(quantized_state(inner, policy, key=key), parts, policy)
 
 
 def lars_8bit(
