@@ -88,6 +88,12 @@ class Compress(Shared):
       rules: pattern=method:field=value,... for some weights, pattern=none to leave them; may be repeated, first wins.
       tune: block:field=value,... trains scales, zeros and norms of every block once its weights are compressed
         (fields of BlockTuning: epochs, lr, target, ...); "none" for none.
+      embedding_bits: bits of embedding and head: 2 to 8, 16 or 32.
+      budget: bytes for the whole model, "45MB" or "45MiB": every matrix gets the level that the search gives it.
+      level: method:field=value,... that a matrix may get under a budget, from the smallest; may be repeated; by default
+        the method at 2, 3, 4 and 8 bits.
+      search: dp, greedy, uniform, or evopress:field=value,... such as evopress:generations=20; Ctrl-C ends a search and
+        goes on with the best so far.
       overwrite: replace a finished OUT.
       restart: throw away what an interrupted run left.
     """
@@ -101,6 +107,10 @@ class Compress(Shared):
     batch: int = 2
     rules: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     tune: str = "none"
+    embedding_bits: int = 16
+    budget: str | None = None
+    level: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    search: str = "dp"
     overwrite: Switch = False
     restart: Switch = False
 

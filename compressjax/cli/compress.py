@@ -9,15 +9,18 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from compressjax.allocation import EvoPress
 from compressjax.checkpoint import ModelSource, open_model
 from compressjax.checkpoint.packages import DECODERS
 from compressjax.cli.arguments import Compress
-from compressjax.cli.methods import parse_rules, parse_tuning
+from compressjax.cli.budget import choices_for, levels_from, record_path
+from compressjax.cli.methods import parse_rules, parse_search, parse_tuning
 from compressjax.cli.screen import Screen
 from compressjax.cli.text import token_windows
 from compressjax.driver import all_rules, statistic_for
 from compressjax.freed_memory import map_large_arrays
 from compressjax.leaf import is_leaf
+from compressjax.quantization.outside_blocks import check_embedding_bits
 from compressjax.reporting.verdicts import disappointing, is_plain, mean_errors, worst
 from compressjax.select import weights
 from compressjax.streaming import CompressionSummary, compress_model
@@ -32,11 +35,20 @@ def run(args: Compress, screen: Screen) -> None:
     map_large_arrays()
     cfg: Any = getattr(args, "config")  # noqa: B009, a field of the class that the method's flags were added to
     rules, tuning = parse_rules(args.rules), parse_tuning(args.tune)
+    check_embedding_bits(args.embedding_bits)
+    if args.budget is None and args.level:
+        raise ValueError("--level says what a matrix may get under a --budget, and none is given")
+    if args.budget is not None and rules:
+        raise ValueError("--budget chooses for every matrix and takes no --rules")
     source = open_model(args.model)
     _refuse_compressed(source)
     if args.out.exists() and not args.overwrite:
         raise ValueError(f"{args.out} exists already; name another folder or give --overwrite")
-    tokens, calibration = calibration_for(cfg, rules, tuning, source, args, screen)
+    levels = () if args.budget is None else levels_from(args, cfg)
+    tokens, calibration = calibration_for((cfg, *levels), rules, tuning, source, args, screen)
+    choices, searched = {}, {}
+    if args.budget is not None:
+        choices, searched = choices_for(args, levels, source, tokens, screen)
     with screen.bar(f"Compressing {source.name}", "block") as progress:
         summary = compress_model(
             source,
@@ -44,15 +56,19 @@ def run(args: Compress, screen: Screen) -> None:
             cfg,
             tokens,
             rules=rules or None,
+            choices=choices,
             tuning=tuning,
+            embedding_bits=args.embedding_bits,
             batch=args.batch,
             restart=args.restart,
             overwrite=args.overwrite,
-            note={"source": source_name(args.model), **calibration},
+            note={"source": source_name(args.model), **calibration, **searched},
             progress=progress,
         )
+    record_path(args.out).unlink(missing_ok=True)
     chosen = all_rules(cfg, rules)
-    show_summary(summary, "; ".join(_described(glob, method) for glob, method in chosen.items()), screen)
+    described = "; ".join(_described(glob, method) for glob, method in chosen.items())
+    show_summary(summary, f"{args.search} over levels, {args.budget}" if args.budget else described, screen)
     screen.show(f"Written to {args.out}. Next: compressjax evaluate {args.out}")
     screen.finish({"command": "compress", "out": str(args.out), **summary_json(summary)})
 
@@ -63,11 +79,12 @@ def source_name(model: str) -> str:
 
 
 def calibration_for(
-    cfg: Any, rules: dict[str, Any], tuning: Any, source: ModelSource, args: Compress, screen: Screen
+    cfgs: tuple, rules: dict[str, Any], tuning: Any, source: ModelSource, args: Compress, screen: Screen
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Calibration windows, and what to record about them; one blank token when nothing reads data."""
-    methods = [method for method in all_rules(cfg, rules).values() if method is not None]
-    if tuning is None and all(statistic_for(method) is None for method in methods):
+    methods = [method for cfg in cfgs for method in all_rules(cfg, rules).values() if method is not None]
+    searched = args.budget is not None and isinstance(parse_search(args.search), EvoPress)
+    if tuning is None and not searched and all(statistic_for(method) is None for method in methods):
         if args.calibration is not None:
             screen.notice(f"--calibration {args.calibration} is not read: the method needs no data")
         return np.zeros((1, 1), np.int32), {"calibration": None}

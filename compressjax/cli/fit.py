@@ -1,8 +1,6 @@
 """``compressjax fit``: a model that fits into so many megabytes, and into others after it."""
 
-import functools
 import math
-import re
 from collections import Counter
 from typing import Any
 
@@ -17,6 +15,7 @@ from compressjax.checkpoint import LoadedModel, ModelSource, load_params, open_m
 from compressjax.cli.arguments import Fit
 from compressjax.cli.prompts import pieces, prompt_ids
 from compressjax.cli.screen import Screen
+from compressjax.cli.sizes import bytes_of
 from compressjax.cli.text import token_windows
 from compressjax.evaluation.logits import LinenLogits
 from compressjax.evaluation.perplexity import perplexity, token_nll
@@ -38,27 +37,11 @@ from compressjax.factorization import (
     write_store,
 )
 from compressjax.factorization.bitstack_store import MANIFEST
-from compressjax.leaf import Transposed
 from compressjax.leaf.sign_lowrank import with_loaded
 from compressjax.models import Llama, stream
 from compressjax.ops import dense
-from compressjax.quantization import RTN, rtn
+from compressjax.quantization.outside_blocks import check_embedding_bits, round_outside
 from compressjax.select import is_matrix, replace, weights
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def bytes_of(text: str) -> int:
-    """Bytes of a size such as "60MB" (10^6), "60MiB" (2^20) or "60000000".
-
-    Raises:
-      ValueError: not a positive size in a known unit.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    size = 0 if found is None else float(found[1]) * _UNITS.get(found[2].lower(), 0)
-    if size < 1:
-        raise ValueError(f"memory must be a size such as 60MB, 60MiB or 60000000, got {text!r}")
-    return int(size)
 
 
 def run(args: Fit, screen: Screen) -> None:
@@ -186,7 +169,7 @@ def _make_store(args: Fit, source: ModelSource, settings: dict[str, Any], screen
     """Decomposes every kernel of the blocks, sorts the residual blocks and writes them."""
     if args.store.exists() and (not args.store.is_dir() or any(args.store.iterdir())):
         raise FileExistsError(f"{args.store} exists and is no store; name another --store")
-    _check_embedding_bits(args.embedding_bits)
+    check_embedding_bits(args.embedding_bits)
     params = load_params(source)
     with screen.waiting(f"Reading {args.calibration}"):
         tokens = token_windows(source, args.calibration, args.windows, args.length, "even")
@@ -208,7 +191,7 @@ def _make_store(args: Fit, source: ModelSource, settings: dict[str, Any], screen
     with screen.waiting(f"Writing {args.store}"):
         write_store(
             args.store,
-            _outside(small, args.embedding_bits),
+            round_outside(small, args.embedding_bits),
             order,
             about={"model": source.name, "fingerprint": source.fingerprint(), "settings": settings},
         )
@@ -218,27 +201,6 @@ def _rules(params: dict, args: Fit) -> dict[str, BitStack]:
     kernels = {p: w for p, w in weights(params).items() if p.startswith("blocks/") and is_matrix(p, w)}
     ranks = {path: args.rank or thin_rank(w.shape) for path, w in kernels.items()}
     return {path: BitStack(levels=args.levels, rank=rank, scale="mean_abs") for path, rank in ranks.items()}
-
-
-def _check_embedding_bits(bits: int) -> None:
-    if bits not in (*range(2, 9), 16, 32):
-        raise ValueError(f"embedding-bits must be 2 to 8, 16 or 32, got {bits}")
-
-
-def _outside(params: dict, bits: int) -> dict:
-    """The embedding, and the head where there is one, in fewer bits: they are there whole at any size."""
-    outside = {"embed/embedding": params["embed"]["embedding"]}
-    if "head" in params:
-        outside["head/kernel"] = params["head"]["kernel"]
-    if bits > 8:
-        dtype = jnp.float16 if bits == 16 else jnp.float32
-        return replace(params, {path: w.astype(dtype) for path, w in outside.items()})
-    rounded = functools.partial(jax.jit(rtn, static_argnames="cfg"), cfg=RTN(bits=bits, group=64, sym=True))
-    # Groups run along the width, as the head reads the table.
-    new = {
-        path: Transposed(inner=rounded(w.T)) if path.startswith("embed") else rounded(w) for path, w in outside.items()
-    }
-    return replace(params, new)
 
 
 def _sorted(args: Fit, model: Llama, params: dict, stacks: dict, tokens: jax.Array, screen: Screen) -> np.ndarray:

@@ -51,6 +51,17 @@ TUNINGS: Mapping[str, str] = MappingProxyType({"block": "compressjax.training:Bl
 """Name after ``--tune`` -> "module:config" of what trains a block once its weights are compressed."""
 
 
+SEARCHES: Mapping[str, str] = MappingProxyType(
+    {
+        "uniform": "compressjax.allocation:Uniform",
+        "greedy": "compressjax.allocation:Greedy",
+        "dp": "compressjax.allocation:KnapsackDP",
+        "evopress": "compressjax.allocation:EvoPress",
+    }
+)
+"""Name after ``--search`` -> "module:config" of what divides a budget over the weights."""
+
+
 KV: Mapping[str, str] = MappingProxyType(
     {
         "dense": "compressjax.kvcache:DenseKV",
@@ -82,6 +93,28 @@ def parse_kv(text: str) -> tuple[Any, ...]:
     """
     found = [_config(part, f"--kv {text}", KV) for part in text.split("+")]
     return tuple(cfg for cfg in found if cfg is not None)
+
+
+def parse_search(text: str) -> Any:
+    """A search from the form ``name:field=value,...``; the parts of a tuple are joined by "/".
+
+    Raises:
+      ValueError: no such search, an unknown field, or a value the field cannot take.
+
+    Example:
+      >>> parse_search("evopress:offspring=8,survivors=2/1,tokens=512/1024").survivors
+      (2, 1)
+    """
+    return _config(text, f"--search {text}", SEARCHES)
+
+
+def parse_level(text: str) -> Any:
+    """A method from the form ``name:field=value,...``; "none" leaves a weight as it is.
+
+    Raises:
+      ValueError: no such method, an unknown field, or a value the field cannot take.
+    """
+    return _config(text, f"--level {text}", METHODS)
 
 
 def parse_tuning(text: str) -> Any:
@@ -150,6 +183,8 @@ def _value(text: str, default: Any, where: str) -> Any:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
             return text
+    if isinstance(default, tuple):
+        return tuple(_value(part, default[0], where) for part in text.split("/"))
     if not isinstance(default, (int, float, str)):
         raise ValueError(f"{where} has parts of its own and cannot be set in a rule; set it from Python")
     try:

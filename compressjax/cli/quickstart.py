@@ -21,12 +21,15 @@ from compressjax.cli.text import scored_bytes, token_windows, tokenizer_of
 from compressjax.freed_memory import map_large_arrays
 from compressjax.ops import nbits
 from compressjax.quantization import GPTQ, RTN, quantize
+from compressjax.quantization.outside_blocks import round_outside
 from compressjax.reporting.components import component_sizes
 from compressjax.reporting.content import ReportContent, Sample
 from compressjax.reporting.page import render_page
 from compressjax.reporting.quality import Candidate, Quality, measure
 from compressjax.streaming import CompressionSummary, compress_model
 from compressjax.streaming.summary import size_of
+
+_EMBEDDING_BITS = 16  # the default of `compress`
 
 
 def run(args: Quickstart, screen: Screen) -> None:
@@ -73,9 +76,8 @@ def run(args: Quickstart, screen: Screen) -> None:
     page = args.out / "report.html"
     write_whole(page, render_page(content).encode())
     seconds = time.perf_counter() - started
-    sizes = [nbits(model.params) // 8 for _, model in models]
-    # What a 16-bit checkpoint takes is what people download; the weights in memory here are 32-bit.
-    sizes[0] = summary.dense_bytes_16bit
+    # As stored: what a 16-bit checkpoint takes is what people download; the weights in memory here are 32-bit.
+    sizes = [summary.dense_bytes_16bit, nbits(round_outside(rounded.params, _EMBEDDING_BITS)) // 8, summary.bytes]
     _show(qualities, dict(bits), sizes, samples, args.prompt, screen)
     show_disappointing(summary, screen)
     screen.show(f"Model: {folder}", f"Report: {page}", f"{seconds:.0f} seconds")
@@ -101,6 +103,7 @@ def _compress(source, folder: Path, method: GPTQ, tokens, args: Quickstart, scre
             folder,
             method,
             tokens,
+            embedding_bits=_EMBEDDING_BITS,
             overwrite=True,
             note={
                 "source": source_name(args.model),

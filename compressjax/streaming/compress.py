@@ -35,6 +35,7 @@ from compressjax.checkpoint.native_shard import read_shard, write_shard, write_w
 from compressjax.checkpoint.source import ModelSource
 from compressjax.driver import all_rules
 from compressjax.models.llama import LlamaBlocks
+from compressjax.quantization.outside_blocks import round_outside
 from compressjax.sequential import compress_blocks, in_chunks
 from compressjax.streaming.summary import CompressionSummary, MatrixRow, matrix_rows, size_of
 
@@ -56,6 +57,7 @@ def compress_model(
     rules: Mapping[str, Any] | None = None,
     choices: Mapping[str, Any] | None = None,
     tuning: Any = None,
+    embedding_bits: int | None = None,
     batch: int = 2,
     restart: bool = False,
     overwrite: bool = False,
@@ -72,6 +74,7 @@ def compress_model(
       choices: configs of single weights of single blocks ("blocks/3/attn/q/kernel"), as an allocation gives them; they
         take precedence over the rules.
       tuning: a config with a ``block_rule`` that is run on every compressed block, or None.
+      embedding_bits: of embedding and head, as ``round_outside`` takes them; None leaves them as they are.
       mask: bool ``[N, T]``, tokens that count; None for all.
       batch: windows run at once.
       restart: throw away what an interrupted run left.
@@ -92,14 +95,14 @@ def compress_model(
     tokens = np.asarray(tokens, np.int32)
     _check(source, out, tokens, overwrite)
     work = partial_path(out)
-    job = _job(source, cfg, rules, choices, tuning, tokens, mask, batch)
+    job = _job(source, cfg, rules, choices, tuning, embedding_bits, tokens, mask, batch)
     if restart:
         shutil.rmtree(work, ignore_errors=True)
     fresh = not work.exists()
     _claim(work, job)
     blocks = source.num_blocks
     try:
-        rest = source.rest()
+        rest = source.rest() if embedding_bits is None else round_outside(source.rest(), embedding_bits)
         if not (work / REST).exists():
             write_shard(work / REST, rest)
         sizes = size_of(rest)
@@ -198,7 +201,7 @@ def _method_text(cfg, rules, choices, tuning):
     return text if tuning is None else f"{text}; then {tuning!r}"
 
 
-def _job(source, cfg, rules, choices, tuning, tokens, mask, batch):
+def _job(source, cfg, rules, choices, tuning, embedding_bits, tokens, mask, batch):
     data = hashlib.sha256(tokens.tobytes())
     data.update(b"" if mask is None else np.asarray(mask, bool).tobytes())
     picked = hashlib.sha256(repr(sorted((choices or {}).items(), key=lambda item: item[0])).encode())
@@ -207,6 +210,7 @@ def _job(source, cfg, rules, choices, tuning, tokens, mask, batch):
         "model": source.fingerprint(),
         "method": _method_text(cfg, rules, choices, tuning),
         "choices": picked.hexdigest(),
+        "embedding bits": embedding_bits,
         "calibration": f"{list(tokens.shape)} {data.hexdigest()}",
         "batch": batch,
     }

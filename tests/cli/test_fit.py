@@ -2,7 +2,7 @@
 
 import pytest
 
-from compressjax.cli.fit import bytes_of
+from compressjax.cli.sizes import bytes_of
 from compressjax.factorization import open_store
 
 FLAGS = ("--levels", 3, "--rank", 2, "--windows", 4, "--length", 32, "--sort-windows", 2, "--sort-length", 16)
