@@ -40,7 +40,7 @@ LEAF_TYPES: set[type] = {TensorTrain}
 # The paper's own combination, cores in few bits, against the plain SVD in sixteen: at equal numbers the SVD loses less.
 METHODS = (
     MethodRow(
-        CompactifAI(param_ratio=0.63, cores=RTN(bits=8, group=64)),
+        CompactifAI(param_ratio=0.62, cores=RTN(bits=8, group=64)),
         SVD(rank=48),
         5.34,
         small=CompactifAI(max_bond=8),
