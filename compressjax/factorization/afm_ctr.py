@@ -38,7 +38,7 @@ class CTRCompression:
     """How a :class:`DeepFM` is made small.
 
     Attributes:
-      embed_ranks: of the tables: one for all, or by field, each of them named.
+      embed_ranks: of the tables: one for all (no more than a table has rows), or by field, each of them named.
       mlp_ranks: per hidden layer a rank or None, or None for no layer.
       method: "afm", or "svd" of the weights as its baseline.
       middle: activation between the two thin layers. "relu" is not the layer any more, so it needs training after.
@@ -130,7 +130,10 @@ def compress_ctr(
     if model.codes is not None or model.middle:
         raise ValueError(f"the model is compressed already: codes={model.codes}, middle={model.middle}")
     names = [name for name, _ in model.fields]
-    ranks = dict.fromkeys(names, cfg.embed_ranks) if isinstance(cfg.embed_ranks, int) else dict(cfg.embed_ranks)
+    if isinstance(cfg.embed_ranks, int):
+        ranks = {name: min(cfg.embed_ranks, size) for name, size in model.fields}
+    else:
+        ranks = dict(cfg.embed_ranks)
     if set(ranks) != set(names):
         raise ValueError(f"embed_ranks must name every field once, {names}, got {sorted(ranks)}")
     layers = cfg.mlp_ranks or (None,) * len(model.hidden)
