@@ -2,7 +2,7 @@
 
 from compressjax.allocation.allocate import Exhaustive, Greedy, KnapsackDP, Uniform, allocate
 from compressjax.allocation.database import LevelDatabase, assemble
-from compressjax.allocation.depth import depth_database, drop_parts, mute_parts, part_cosines
+from compressjax.allocation.depth import depth_database, drop_parts, mute_parts, part_cosines, random_drops
 from compressjax.allocation.evolve import EvoPress, Generation, evolve, random_within
 from compressjax.allocation.fitness import TextFitness
 from compressjax.allocation.knapsack import Allocation, knapsack_dp, uniform
@@ -39,6 +39,7 @@ __all__ = [
     "mute_parts",
     "part_cosines",
     "profile_layers",
+    "random_drops",
     "random_within",
     "swap_dropped",
     "uniform",

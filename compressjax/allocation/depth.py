@@ -37,6 +37,22 @@ def depth_database(params: Any) -> LevelDatabase:
     return LevelDatabase(names=tuple(names), levels=("dropped", "kept"), cost=np.asarray(cost, np.int64))
 
 
+def random_drops(db: LevelDatabase, dropped: int, rng: np.random.Generator) -> np.ndarray:
+    """A choice that drops so many parts of each kind, at random.
+
+    Raises:
+      ValueError: fewer parts of a kind than that.
+    """
+    kinds = np.asarray([name.rpartition("/")[2] for name in db.names])
+    state = np.ones(len(kinds), np.int64)
+    for kind in PARTS:
+        members = np.flatnonzero(kinds == kind)
+        if not 0 <= dropped <= len(members):
+            raise ValueError(f"dropped must be 0 to {len(members)}, the number of {kind} parts, got {dropped}")
+        state[rng.choice(members, dropped, replace=False)] = 0
+    return state
+
+
 def mute_parts(params: Any, state: jax.Array) -> Any:
     """The model with the dropped parts silent; the choice may be traced, so one program serves every candidate.
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compressjax.allocation import depth_database, drop_parts, mute_parts, part_cosines
+from compressjax.allocation import depth_database, drop_parts, mute_parts, part_cosines, random_drops
 from compressjax.models.llama import Llama
 from compressjax.models.stack import apply
 from compressjax.ops import nbits
@@ -63,3 +63,12 @@ def test_cosines_by_hand(model):
     assert found[3] == pytest.approx(cosine(middle, after), abs=1e-5)
     quiet = part_cosines(CFG, mute_parts(params, jnp.asarray([1, 0, 1, 1, 1, 1])), tokens)
     assert quiet[1] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_random_drops_are_as_many_of_each_kind(model):
+    db, rng = depth_database(model[0]), np.random.default_rng(0)
+    drawn = np.asarray([random_drops(db, 2, rng) for _ in range(50)])
+    assert (drawn[:, :3].sum(axis=1) == 1).all() and (drawn[:, 3:].sum(axis=1) == 1).all()
+    assert len(np.unique(drawn, axis=0)) == 9
+    with pytest.raises(ValueError, match="dropped must be 0 to 3, the number of attn parts, got 4"):
+        random_drops(db, 4, rng)
