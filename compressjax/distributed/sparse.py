@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from compressjax.distributed.compressor import checked_density
+from compressjax.ops.on_gpu import kernel_or_formula
 
 _SHORT = 1 << 16  # places below this fit two bytes
+_MOST_CHUNK = 8192  # entries that one program of the GPU kernel holds
 
 
 class Sparse(NamedTuple):
@@ -133,8 +135,20 @@ class BlockTopK:
         return -(-d // width), width, max(1, round(self.density * width))
 
     def encode(self, x: jax.Array, key: jax.Array) -> Sparse:
-        """Values and places ``[chunks, k]``."""
+        """Values and places ``[chunks, k]``, largest first; on a GPU the same entries in ascending places."""
         del key
+        width = self._layout(x.shape[0])[1]
+        refusal = None if width <= _MOST_CHUNK else f"chunks have {width} entries"
+        return kernel_or_formula(self._encode_kernel, self._encode_formula, refusal, x)
+
+    def _encode_kernel(self, x: jax.Array) -> Sparse:
+        from pallas_kernels.topk_pack import TopKLayout, topk_pack
+
+        _, width, k = self._layout(x.shape[0])
+        found = topk_pack(x, TopKLayout(chunk=width, k=k), implementation="triton")
+        return Sparse(found.values, found.places)
+
+    def _encode_formula(self, x: jax.Array) -> Sparse:
         chunks, width, k = self._layout(x.shape[0])
         rows = jnp.pad(x, (0, chunks * width - x.shape[0])).reshape(chunks, width)
         _, places = jax.lax.top_k(jnp.abs(rows), k)
