@@ -1,6 +1,7 @@
 """Bonds of matrix product operators: found for an error, made smaller afterwards, or set layer by layer."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,17 +37,18 @@ def truncate(leaf: TensorTrain, max_bond: int | Sequence[int], *, dtype: str = "
         raise ValueError(f"max_bond must be one bond >= 1 or {len(now)}, got {max_bond}")
     bonds = capped_bonds(leaf.in_dims, leaf.out_dims, [min(pair) for pair in zip(wanted, now, strict=True)])
 
-    def one(cores):
-        return balance(round_train(cores, leaf.in_dims, leaf.out_dims, bonds), leaf.in_dims, leaf.out_dims)
-
-    cores = tuple(dense(core).astype(jnp.float32) for core in leaf.cores)
-    lead = cores[0].shape[:-2]
-    if lead:
-        found = jax.lax.map(one, tuple(core.reshape(-1, *core.shape[-2:]) for core in cores))
-        cores = tuple(core.reshape(*lead, *core.shape[1:]) for core in found)
-    else:
-        cores = one(cores)
+    cores = _rounded(tuple(map(dense, leaf.cores)), leaf.in_dims, leaf.out_dims, bonds)
     return dataclasses.replace(leaf, cores=tuple(core.astype(dtype) for core in cores))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _rounded(cores, in_dims, out_dims, bonds):
+    cores = tuple(core.astype(jnp.float32) for core in cores)
+    lead = cores[0].shape[:-2]
+    flat = tuple(core.reshape(-1, *core.shape[-2:]) for core in cores)
+    # One layer after the other: a batch of them may wait for ever in the CPU's QR.
+    found = jax.lax.map(lambda one: balance(round_train(one, in_dims, out_dims, bonds), in_dims, out_dims), flat)
+    return tuple(core.reshape(*lead, *core.shape[1:]) for core in found)
 
 
 def bonds_within(w: jax.Array, rel_tol: float, in_dims: Dims, out_dims: Dims) -> Dims:

@@ -62,6 +62,21 @@ def test_the_allocation_it_leads_to_beats_equal_bonds_of_the_same_size(problem):
     assert isinstance(alike["blocks"]["up"]["kernel"], TensorTrain)
 
 
+def test_the_original_is_a_level_that_costs_no_measurement(problem):
+    params, _, versions, evaluate, profile = problem
+    seen = []
+    again = profile_layers(
+        params,
+        {2: versions[2], "whole": params},
+        items_by_layer(params, {"head": "head"}),
+        lambda tree: seen.append(1) or evaluate(tree),
+    )
+    assert again.metric[0, 1] == again.baseline == 2.0 and len(seen) == 2
+    assert again.metric[0, 0] == pytest.approx(profile.metric[3, 0])
+    assert again.database.cost[0].tolist() == [nbits(versions[2]["head"]["kernel"]), 32 * 120]
+    assert chosen_params(params, again, [1])["head"]["kernel"] is params["head"]["kernel"]
+
+
 def test_refusals(problem):
     params, _, versions, evaluate, _ = problem
     with pytest.raises(ValueError, match="must name kernels of one depth"):

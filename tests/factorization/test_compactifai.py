@@ -185,6 +185,8 @@ def test_bad_input_is_refused_by_name():
         compactifai(w, CompactifAI(max_bond=(3, 4)))
     with pytest.raises(ValueError, match="CompactifAI.param_ratio must be at least 0.09583"):
         compactifai(w, CompactifAI(param_ratio=0.01))
+    with pytest.raises(ValueError, match="CompactifAI.param_ratio must be at least 1 "):
+        compactifai(w, CompactifAI(sites=1))
     with pytest.raises(ValueError, match=r"rel_tol must be in \(0, 1\), got 1"):
         bonds_within(w, 1, (4, 6), (4, 5))
     leaf = compactifai(w, CompactifAI(max_bond=2))
