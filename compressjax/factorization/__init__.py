@@ -1,5 +1,7 @@
 """Weights as products of small factors."""
 
+from compressjax.factorization.afm import AFM, rank_for_variance, table_record
+from compressjax.factorization.afm_ctr import CTRCompression, compress_ctr
 from compressjax.factorization.bitstack import BitStack, bitstack, thin_rank
 from compressjax.factorization.bitstack_budget import BudgetTable, blocks_between, budget_table, levels_for_budget
 from compressjax.factorization.bitstack_memory import LoadedStack, Resized, load_stack, resize_stack
@@ -17,6 +19,11 @@ from compressjax.factorization.site_dims import balanced_factors, search_dims
 from compressjax.factorization.svd import SVD
 
 __all__ = [
+    "AFM",
+    "CTRCompression",
+    "compress_ctr",
+    "rank_for_variance",
+    "table_record",
     "BitStack",
     "BitStackStore",
     "SVD",

@@ -1,9 +1,10 @@
-"""The networks that come with the library: decoders of the Llama family and BERT / MiniLM encoders."""
+"""The networks that come with the library: decoders, BERT / MiniLM encoders, EfficientNet-Lite and DeepFM."""
 
 from compressjax.dispatch import verb
 from compressjax.models.blockwise import Blockwise, Stage
 from compressjax.models.chat import render_chat
 from compressjax.models.config import LlamaConfig, RopeScaling
+from compressjax.models.deepfm import DeepFM, DeepFMConfig
 from compressjax.models.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from compressjax.models.generate import decode_step, generate, prefill, stream
 from compressjax.models.llama import Llama, LlamaBlocks
@@ -33,6 +34,8 @@ __all__ = [
     "BertBlocks",
     "BertConfig",
     "Blockwise",
+    "DeepFM",
+    "DeepFMConfig",
     "EfficientNetLite",
     "EfficientNetLiteConfig",
     "Llama",
