@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from compressjax.leaf.registration import leaf
 from compressjax.numerics import bitpack
 from compressjax.ops import dense, logical_shape, matmul, matmul_t
+from compressjax.ops.on_gpu import KERNEL_ACTIVATIONS, kernel_or_formula
 
 Layout = Literal["ell", "bsr"]
 MOST_GROUPS = 65536  # a 16-bit index names no more
+_KERNEL_ROWS = 8
 
 
 @leaf(static=("layout", "bits", "group", "shape", "zero_kind"))
@@ -258,6 +260,40 @@ def gemv(x: jax.Array, w: GroupSparse) -> jax.Array:
 
 @matmul.register(GroupSparse)
 def _matmul(x, w: GroupSparse):
+    return kernel_or_formula(_matmul_kernel, _matmul_formula, kernel_refusal(x, w), x, w)
+
+
+def _matmul_kernel(x, w: GroupSparse):
+    from pallas_kernels.group_sparse_matmul import group_sparse_matmul
+
+    return group_sparse_matmul(x, *kernel_operands(w), implementation="triton")
+
+
+def kernel_operands(w: GroupSparse):
+    """Arrays and layout of an unstacked leaf as ``pallas_kernels.group_sparse_matmul`` takes them."""
+    from pallas_kernels.group_sparse_matmul import GroupSparseLayout, StoredGroups
+
+    (rows, cols), kept = w.shape, w.index.shape[0]
+    layout = GroupSparseLayout(
+        rows=rows, cols=cols, kept=kept, equal=w.row_ptr is None, bits=w.bits, group=w.group, zero_kind=w.zero_kind
+    )
+    return StoredGroups(w.codes, w.scale, w.zero, w.index, w.row_ptr), layout
+
+
+def kernel_refusal(x: jax.Array, w: GroupSparse) -> str | None:
+    """Why the GPU kernel does not take this product, or None."""
+    if len(logical_shape(w)) > 2:
+        return "the weight is a stack of layers"
+    if math.prod(x.shape[:-1]) > _KERNEL_ROWS:
+        return f"more than {_KERNEL_ROWS} rows of activations are faster through the dense weight"
+    if w.bits not in (2, 4, 8) or w.group not in (8, 16, 32, 64, 128):
+        return f"groups of {w.group} codes of {w.bits} bits"
+    if x.dtype.name not in KERNEL_ACTIVATIONS:
+        return f"activations are {x.dtype.name}"
+    return None
+
+
+def _matmul_formula(x, w: GroupSparse):
     if math.prod(x.shape[:-1]) == 1 and len(logical_shape(w)) == 2:
         return gemv(x.reshape(-1), w).astype(x.dtype).reshape(*x.shape[:-1], w.shape[1])
     return x @ dense(w).astype(x.dtype)
