@@ -18,11 +18,11 @@ def forward(spec: named.GroupSparseSpec) -> Case:
     def valid(args):
         """Groups that exist, and equally many of each output."""
         x, stored = args
-        groups = stored.index.dtype.type(layout.rows // layout.group)
+        index = stored.index.astype(jnp.int32) % jnp.int32(layout.rows // layout.group)
         row_ptr = stored.row_ptr
         if row_ptr is not None:
             row_ptr = jnp.arange(layout.cols + 1, dtype=jnp.int32) * (layout.kept // layout.cols)
-        return x, stored._replace(index=stored.index % groups if groups else stored.index, row_ptr=row_ptr)
+        return x, stored._replace(index=index.astype(stored.index.dtype), row_ptr=row_ptr)
 
     config = choose_config(spec.m, layout)
     # The activations that a step's groups meet come 16 bytes at a time; words of few bits are shorter than that.

@@ -36,9 +36,9 @@ def test_times_are_medians_per_call():
     assert all(jnp.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("op", ["outlier_matmul", "sign_lowrank_matmul"])
+@pytest.mark.parametrize("op", ["outlier_matmul", "sign_lowrank_matmul", "blockwise_adam", "group_sparse_matmul"])
 def test_random_arguments_are_made_valid(op):
-    """The smallest case of each operation whose arguments name places; run through the interpreter's stand-in, XLA."""
+    """The smallest case of each operation whose arguments name places or must be positive."""
     case = min(proofs.cases(op), key=lambda case: case.least_bytes)
     args = case.valid(time.random_like(case.args, 0))
     assert jax.tree.map(jnp.shape, args) == jax.tree.map(lambda a: a.shape, case.args)
@@ -47,6 +47,12 @@ def test_random_arguments_are_made_valid(op):
         assert int(outliers.inputs.max()) < x.shape[1]
         assert int(outliers.starts[-1]) == outliers.values.shape[0]
         assert bool(jnp.all(jnp.diff(outliers.starts) >= 0))
+    elif op == "blockwise_adam":
+        assert bool(jnp.all(args[1].v_scale >= 0)) and 0 < float(args[2].correction2) < 1
+    elif op == "group_sparse_matmul":
+        x, stored = args
+        assert int(stored.index.max()) < x.shape[1] // 16
+        assert int(stored.row_ptr[-1]) == stored.index.shape[0]
     else:
         assert int(args[1].loaded) == args[1].slots.shape[0] == args[1].signs.shape[0]
 

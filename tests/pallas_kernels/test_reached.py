@@ -1,0 +1,69 @@
+"""The library's own functions compiled for a GPU that is not there: the kernels are in their programs."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from compressjax.distributed import QSGD, BlockTopK, MinMax
+from compressjax.leaf.group_sparse import GroupSparse
+from compressjax.ops import matmul
+from compressjax.training.eight_bit import adamw_8bit
+from pallas_kernels.proof.compile import compile_for
+from pallas_kernels.proof.targets import H100
+
+pytestmark = pytest.mark.kernels
+
+
+def kernels(fn, *shapes) -> list[str]:
+    """Names of the kernels of this library in the compiled program."""
+    program = compile_for(fn, shapes, H100)
+    found = {name for ptx in program.ptx for name in re.findall(r"\.entry (\w+)", ptx)}
+    ours = "quantize_pack|unpack_dequantize|blockwise_adam|topk_pack|group_sparse"
+    return sorted(name for name in found if re.match(ours, name))
+
+
+def test_compressors_of_gradients(compiler):
+    x, key = jax.ShapeDtypeStruct((1 << 16,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.uint32)
+
+    def there_and_back(x, key):
+        found = []
+        for each in (MinMax(bits=4), QSGD(bits=8), BlockTopK()):
+            found.append(each.decode(each.encode(x, key), x.shape[0], key))
+        return found
+
+    assert kernels(there_and_back, x, key) == [
+        "quantize_pack_minmax_w4",
+        "quantize_pack_norm_w8",
+        "topk_pack",
+        "unpack_dequantize_minmax_w4",
+        "unpack_dequantize_norm_w8",
+    ]
+
+
+@pytest.mark.standard_promotion("optax.adam mixes the dtypes of its moments")
+def test_eight_bit_optimizers(compiler, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    params = {"w": jax.ShapeDtypeStruct((256, 512), jnp.float32), "b": jax.ShapeDtypeStruct((512,), jnp.float32)}
+    tx = adamw_8bit(1e-3)
+    state = jax.eval_shape(tx.init, params)
+    assert kernels(lambda *args: tx.update(*args), params, state, params) == ["blockwise_adam_direction"]
+
+
+def test_leaves_with_stored_groups(compiler):
+    w = GroupSparse(
+        codes=jax.ShapeDtypeStruct((2, 16, 96), jnp.uint32),
+        scale=jax.ShapeDtypeStruct((16, 96), jnp.float16),
+        zero=jax.ShapeDtypeStruct((16, 12), jnp.uint32),
+        index=jax.ShapeDtypeStruct((16, 96), jnp.uint8),
+        row_ptr=None,
+        layout="ell",
+        bits=4,
+        group=16,
+        shape=(512, 96),
+        zero_kind="int",
+    )
+    x = jax.ShapeDtypeStruct((1, 512), jnp.bfloat16)
+    assert kernels(matmul, x, w) == ["group_sparse_matmul_w4_ell"]
+    assert kernels(matmul, jax.ShapeDtypeStruct((64, 512), jnp.bfloat16), w) == []
