@@ -39,9 +39,8 @@ def logits(params, model, batch):
     return forward(model)(params, batch)
 
 
-@pytest.mark.parametrize("fuse", [False, True])
-@pytest.mark.parametrize("interaction", ["fm", "none"])
-def test_full_ranks_are_the_model(fuse, interaction):
+@pytest.mark.parametrize("interaction, fuse", [("fm", True), pytest.param("none", False, marks=pytest.mark.slow)])
+def test_full_ranks_are_the_model(interaction, fuse):
     model = dataclasses.replace(MODEL, interaction=interaction)
     params, data = random_params(model), batches()
     cfg = CTRCompression(embed_ranks=4, mlp_ranks=(10, 8), fuse=fuse)
@@ -93,6 +92,7 @@ def test_mimicking_is_nearer_than_cutting_the_weights():
     assert miss["afm"] < miss["svd"]
 
 
+@pytest.mark.slow
 def test_statistics_may_follow_the_layers_as_they_become():
     params, data = random_params(MODEL), batches()
     found = [

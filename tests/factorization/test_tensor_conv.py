@@ -205,15 +205,17 @@ def test_auto_takes_the_kernel_where_factors_only_move_numbers():
     assert order_of(dataclasses.replace(few, format="dense"), 64, (32, 32)) == "kernel"
 
 
-@pytest.mark.parametrize("format, rank", [("filterwise", 4), ("channelwise", 1), ("cp", 8), ("tucker2", 8)])
+@pytest.mark.parametrize("format, rank", [("filterwise", 4), ("channelwise", 1), ("cp", 32), ("tucker2", 32)])
 def test_kernels_start_with_the_variance_of_he(format, rank):
-    cfg = TensorConv(features=48, kernel_size=(3, 3), rank=rank, format=format)
-    keys = jax.random.split(jax.random.key(0), 24)
-    kernels = jax.jit(jax.vmap(lambda k: conv_kernel(init_conv(k, 32, cfg), cfg)))(keys)
-    assert float(jnp.mean(kernels**2)) == pytest.approx(2 / (32 * 9), rel=0.25)
+    cfg = TensorConv(features=256, kernel_size=(3, 3), rank=rank, format=format)
+    kernel = conv_kernel(init_conv(jax.random.key(0), 128, cfg), cfg)
+    assert float(jnp.mean(kernel**2)) == pytest.approx(2 / (128 * 9), rel=0.35)
 
 
-@pytest.mark.parametrize("format, start", [("filterwise", "gaussian"), ("filterwise", "delta"), ("cp", "delta")])
+@pytest.mark.parametrize(
+    "format, start",
+    [("filterwise", "gaussian"), ("filterwise", "delta"), pytest.param("cp", "delta", marks=pytest.mark.slow)],
+)
 def test_activations_keep_their_size_through_six_layers(format, start):
     cfg = TensorConv(features=32, kernel_size=(3, 3), rank=8, format=format, padding="CIRCULAR", start=start)
 

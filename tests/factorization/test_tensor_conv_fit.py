@@ -31,7 +31,7 @@ def test_a_format_that_holds_every_kernel_holds_this_one(format, rank):
     assert miss(random_kernel(), layer(format, rank)) < 1e-5
 
 
-@pytest.mark.parametrize("format, rank", [("filterwise", 2), ("tucker2", 2)])
+@pytest.mark.parametrize("format, rank", [pytest.param("filterwise", 2, marks=pytest.mark.slow), ("tucker2", 2)])
 def test_a_kernel_of_the_format_is_found_again(format, rank):
     cfg = layer(format, rank)
     rng = np.random.default_rng(3)
@@ -39,6 +39,7 @@ def test_a_kernel_of_the_format_is_found_again(format, rank):
     assert miss(conv_kernel(p, cfg), cfg, sweeps=60, starts=3) < 1e-2
 
 
+@pytest.mark.slow
 def test_more_products_leave_less():
     kernel = random_kernel(1)
     left = [miss(kernel, layer(format, rank)) for format, rank in (("filterwise", 2), ("filterwise", 4), ("cp", 4))]

@@ -10,8 +10,8 @@ from compressjax.factorization.tensor_conv.config import TensorConv
 from compressjax.factorization.tensor_conv.cost import conv_cost
 from compressjax.factorization.tensor_conv.factors import Factors, conv_kernel, factor_shapes
 
-# Products that a processor does while it moves one float32: about that on GPUs without tensor cores, and on a CPU, where
-# 32 channels of 16 x 16 with 5 x 5 taps and rank 4 took 0.9 ms through the kernel and 1.7 ms factor by factor.
+# Products that a processor does while it moves one float32: about that on GPUs without tensor cores, and on a CPU,
+# where 32 channels of 16 x 16 with 5 x 5 taps and rank 4 took 0.9 ms through the kernel and 1.7 ms by factors.
 _MACS_PER_NUMBER_MOVED = 40
 
 
