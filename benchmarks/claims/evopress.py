@@ -5,7 +5,6 @@ that judges whole choices beats scores (ShortGPT) and dynamic programming over l
 There, 7B models and some hundred generations on a GPU; here a 135M model and 24, and a model over bytes and more.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -27,6 +26,7 @@ from compressjax.allocation import (
     depth_database,
     model_levels,
     mute_parts,
+    owl_sparsity,
     part_cosines,
     random_drops,
 )
@@ -35,18 +35,20 @@ from compressjax.evaluation.divergence import divergence
 from compressjax.evaluation.logits import LinenLogits
 from compressjax.models import Llama
 from compressjax.quantization import GPTQ
+from compressjax.sparsity import SparseGPT
 
 METHOD = "evopress"
 CLAIM = (
     "at an equal number of dropped attention and feed-forward parts EvoPress leaves a lower held-out perplexity than "
     "dropping by cosine or by the divergence of leaving one out; at equal exact bits its held-out divergence is below "
-    "that of dynamic programming over layer errors and of equal bits, though the sum of its layer errors is not"
+    "that of dynamic programming over layer errors and of equal bits, though the sum of its layer errors is not; so "
+    "too with half of the weights dropped, OWL included"
 )
 SETTING = (
     "depth: SmolLM2-135M-Instruct, 7 of 30 attention and 7 of 30 feed-forward parts dropped, searched on 24 x 256 "
     "tokens of wikipedia:train, perplexity on wikipedia:test, 8 x 512; bits: a Llama over bytes (6 layers of width "
     "128, trained here on Python's manual) and SmolLM2, GPTQ at 2, 3 and 4 bits in groups of 64, budget that of 3 bits "
-    "everywhere"
+    "everywhere; sparsity: the byte model by SparseGPT, half of the weights dropped in all, steps of 1024 weights"
 )
 DEPTH = "perplexity, 7 + 7 parts dropped, EvoPress under the best score"
 _DROPPED = 7
@@ -118,77 +120,109 @@ def _byte_model(quick: bool):
     return cfg, train(llama_loss(model), params, optax.adam(rate), batches)[0]
 
 
-def _by_bits(cfg, params, tokens, text, search, uses_dp):
-    """Held-out divergence and summed layer error of every allocation at the bits of 3 everywhere."""
-    model = Llama(cfg)
+def _shared_out(cfg, params, tokens, text, configs, search, from_dp=False, owl=None):
+    """Held-out divergence, summed layer error and bits of every allocation at the cost of the middle level everywhere.
+
+    ``owl`` adds the states that a function of levels and statistics names.
+    """
+    network = Llama(cfg)
 
     def hidden(tree, ids):
-        return model.apply({"params": tree}, ids, method="hidden")[0]
+        return network.apply({"params": tree}, ids, method="hidden")[0]
 
     batches = [jnp.asarray(tokens[at : at + 2]) for at in range(0, len(tokens), 2)]
     stats = calibrate(hidden, params, batches, Hessian(), paths="blocks/**")
-    levels = model_levels(params, [GPTQ(bits=b, group=64) for b in (2, 3, 4)], stats=stats, paths="blocks/**")
-    db, logits = levels.db, LinenLogits(model)
-    budget = int(db.cost[:, 1].sum())
-    data = (params, levels.dense)
+    levels = model_levels(params, configs, stats=stats, paths="blocks/**")
+    db, logits, data = levels.db, LinenLogits(network), (params, levels.dense)
+    budget = int(db.cost[:, len(configs) // 2].sum())
     fitness = TextFitness(logits_fn=logits, params=params, assemble=assemble_dense, data=data, tokens=tokens)
     states = {
-        "3 bits everywhere": allocate(db, budget, Uniform()).state,
+        "one level everywhere": allocate(db, budget, Uniform()).state,
         "greedy over layer errors": allocate(db, budget, Greedy()).state,
         "DP over layer errors": allocate(db, budget, KnapsackDP()).state,
+        **({} if owl is None else owl(levels, stats)),
     }
-    start = states["DP over layer errors"] if uses_dp else None
+    start = states["DP over layer errors"] if from_dp else None
     states["EvoPress"] = allocate(db, budget, search, fitness, start=start).state
+    numbers = sum(stack[0].size for stack in levels.dense.values())
     found = {}
     for name, state in states.items():
+        if db.total_cost(state) > budget:
+            raise ValueError(f"{name} costs more than the budget")
         away = divergence(logits, params, assemble_dense(data, jnp.asarray(state)), text)
-        found[name] = (away.kl, db.total_error(state), db.total_cost(state) / _numbers(levels))
+        found[name] = (away.kl, db.total_error(state), db.total_cost(state) / numbers)
     return found
 
 
-def _numbers(levels):
-    return sum(stack[0].size for stack in levels.dense.values())
+def _byte_text(quick):
+    text = byte_text()
+    search = EvoPress(generations=100, offspring=32, survivors=(8, 2, 1), tokens=(1024, 4096, 16384))
+    if quick:
+        search = EvoPress(generations=2, offspring=4, survivors=(2, 1), tokens=(256, 512))
+    return text.windows(1, 8 if quick else 128, 128), text.held_out_windows(4 if quick else 96, 128), search
+
+
+def _under(kind, found, baselines, ours):
+    """EvoPress asserted under each baseline."""
+    return [
+        asserted(
+            f"byte model, {kind}: divergence, EvoPress under {name}",
+            baseline=found[name][0],
+            ours=ours[0],
+            bits=ours[2],
+            baseline_bits=found[name][2],
+            equal_bits=False,
+            unit="nats",
+            note="one budget for all; a search may leave a step of it unspent",
+        )
+        for name in baselines
+    ]
 
 
 def bits(quick: bool) -> list[Row]:
     """Divergence of a byte model at equal bits, by how they are shared out."""
     cfg, params = _byte_model(quick)
-    text = byte_text()
-    tokens = text.windows(1, 8 if quick else 128, 128)
-    held_out = text.held_out_windows(4 if quick else 96, 128)
-    search = EvoPress(
-        generations=2 if quick else 100,
-        offspring=4 if quick else 32,
-        survivors=(8, 2, 1) if not quick else (2, 1),
-        tokens=(1024, 4096, 16384) if not quick else (256, 512),
-    )
-    found = _by_bits(cfg, params, tokens, held_out, search, uses_dp=False)
-    ours, rows = found["EvoPress"], []
-    for name in ("3 bits everywhere", "DP over layer errors"):
-        kl, _, width = found[name]
-        rows.append(
-            asserted(
-                f"byte model: divergence, EvoPress under {name}",
-                baseline=kl,
-                ours=ours[0],
-                bits=ours[2],
-                baseline_bits=width,
-                unit="nats",
-            )
-        )
-    dp, greedy = found["DP over layer errors"], found["greedy over layer errors"]
-    rows.append(
+    tokens, held_out, search = _byte_text(quick)
+    found = _shared_out(cfg, params, tokens, held_out, [GPTQ(bits=b, group=64) for b in (2, 3, 4)], search)
+    ours, dp, greedy = (found[n] for n in ("EvoPress", "DP over layer errors", "greedy over layer errors"))
+    why = "one step at a time over the same layer errors"
+    return [
+        *_under("bits", found, ("one level everywhere", "DP over layer errors"), ours),
         asserted(
-            "byte model: layer errors do not decide: their sum is no smaller than DP's while the divergence is",
+            "byte model, bits: sum of layer errors, DP's no larger than EvoPress's",
             baseline=ours[1],
             ours=dp[1],
             strict=False,
-            note="ours is DP's sum of relative layer errors, baseline EvoPress's; the rows above have the divergences",
-        )
-    )
+            note="so errors of layers do not decide: the row above has the divergences the other way round",
+        ),
+        printed("byte model, bits: divergence, greedy", ours=greedy[0], bits=greedy[2], unit="nats", why=why),
+    ]
+
+
+def sparsity(quick: bool) -> list[Row]:
+    """Divergence of a byte model with half of its weights dropped, by where they go."""
+    cfg, params = _byte_model(quick)
+    tokens, held_out, search = _byte_text(quick)
+    step, reach = (256, 2) if quick else (1024, 6)
+    configs = [SparseGPT(extra=step * k) for k in range(reach, -reach - 1, -1)]
+
+    def owl(levels, stats):
+        share = owl_sparsity(params, stats, 0.5)
+        state = []
+        for stack in levels.dense.values():
+            numel = stack[0, 0].size
+            # Rounded towards more dropped weights, so that the budget is kept.
+            offset = np.clip(np.ceil((share - 0.5) * numel / step), -reach, reach)
+            state += list(reach - offset.astype(np.int64))
+        return {"OWL": np.asarray(state)}
+
+    found = _shared_out(cfg, params, tokens, held_out, configs, search, owl=owl)
+    ours, greedy = found["EvoPress"], found["greedy over layer errors"]
     why = "one step at a time over the same layer errors"
-    rows.append(printed("byte model: divergence, greedy", ours=greedy[0], bits=greedy[2], unit="nats", why=why))
-    return rows
+    return [
+        *_under("half dropped", found, ("one level everywhere", "OWL", "DP over layer errors"), ours),
+        printed("byte model, half dropped: divergence, greedy", ours=greedy[0], bits=greedy[2], unit="nats", why=why),
+    ]
 
 
 def model(quick: bool) -> list[Row]:
@@ -196,9 +230,11 @@ def model(quick: bool) -> list[Row]:
     bed = lm.smollm2(2 if quick else None)
     tokens = lm.calibration("wikipedia:train", *((4, 64) if quick else (32, 256)))
     text = lm.held_out("wikipedia:test", *((2, 64) if quick else (8, 512)))
-    search = EvoPress(generations=2 if quick else 16, offspring=4 if quick else 8, survivors=(2, 1), tokens=(256, 1024))
-    search = dataclasses.replace(search, tokens=(128, 256)) if quick else search
-    found = _by_bits(bed.cfg, bed.params, tokens, text, search, uses_dp=True)
+    search = EvoPress(generations=16, offspring=8, survivors=(2, 1), tokens=(256, 1024))
+    if quick:
+        search = EvoPress(generations=2, offspring=4, survivors=(2, 1), tokens=(128, 256))
+    configs = [GPTQ(bits=b, group=64) for b in (2, 3, 4)]
+    found = _shared_out(bed.cfg, bed.params, tokens, text, configs, search, from_dp=True)
     why = "16 generations of 8 over 210 matrices, from the choice of the DP: far from the paper's 150 of 128"
     return [
         printed(f"SmolLM2: divergence, {name}", ours=kl, bits=width, unit="nats", why=why)
@@ -209,5 +245,6 @@ def model(quick: bool) -> list[Row]:
 PARTS = {
     "depth": Part(run=depth, about="parts of blocks dropped, by score and by search", minutes=8.0),
     "bits": Part(run=bits, about="bits of a byte model, by DP and by search", minutes=4.0),
+    "sparsity": Part(run=sparsity, about="where a byte model's weights go, by OWL, DP and search", minutes=5.0),
     "model": Part(run=model, about="bits of SmolLM2, a short search", minutes=8.0),
 }

@@ -8,6 +8,7 @@ from compressjax.allocation.fitness import TextFitness
 from compressjax.allocation.knapsack import Allocation, knapsack_dp, uniform
 from compressjax.allocation.model_levels import ModelLevels, assemble_dense, model_levels
 from compressjax.allocation.mutation import exchange, swap_dropped
+from compressjax.allocation.owl import owl_sparsity
 from compressjax.allocation.profile import Profile, chosen_params, items_by_layer, profile_layers
 from compressjax.allocation.searches import exhaustive, greedy
 
@@ -37,6 +38,7 @@ __all__ = [
     "knapsack_dp",
     "model_levels",
     "mute_parts",
+    "owl_sparsity",
     "part_cosines",
     "profile_layers",
     "random_drops",

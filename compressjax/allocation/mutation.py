@@ -19,22 +19,27 @@ def flips(rng: np.random.Generator, most: int) -> int:
 
 
 def groups_of(db: LevelDatabase, group: Group) -> list[np.ndarray]:
-    """Items between which levels are exchanged: of equal costs, of the same last name, or all.
+    """Items between which levels are exchanged: of equal steps in cost, of the same last name, or all.
+
+    What an item costs at its lowest level does not matter: an exchange keeps the total where steps are equal.
 
     Raises:
-      ValueError: "name" puts items of unequal costs together, so that an exchange would change the total.
+      ValueError: "name" puts items of unequal steps together, so that an exchange would change the total.
     """
+    steps = np.diff(db.cost, axis=1)
     if group == "none":
         return [np.arange(len(db.names))]
     if group == "size":
-        keys = [tuple(row) for row in db.cost.tolist()]
+        keys = [tuple(row) for row in steps.tolist()]
     else:
         keys = [name.rpartition("/")[2] if "/" in name else name for name in db.names]
     found = [np.asarray([i for i, key in enumerate(keys) if key == one]) for one in dict.fromkeys(keys)]
     if group == "name":
         for members in found:
-            if np.any(db.cost[members] != db.cost[members[0]]):
-                raise ValueError(f"{[db.names[i] for i in members]} share a name but not their costs: group by 'size'")
+            if np.any(steps[members] != steps[members[0]]):
+                raise ValueError(
+                    f"{[db.names[i] for i in members]} share a name but not their steps in cost: group by 'size'"
+                )
     return found
 
 

@@ -23,6 +23,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "nupes": "compressjax.quantization:NUPES",
         "powerquant": "compressjax.quantization:PowerQuant",
         "rtn": "compressjax.quantization:RTN",
+        "sparsegpt": "compressjax.sparsity:SparseGPT",
         "svd": "compressjax.factorization:SVD",
         "spqr": "compressjax.quantization:SpQR",
         "squeezellm": "compressjax.quantization:SqueezeLLM",

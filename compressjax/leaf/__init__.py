@@ -5,6 +5,7 @@ from compressjax.leaf.by_layer import ByLayer, by_layer
 from compressjax.leaf.codebook import Codebook, pack_codebook, unpack_indices
 from compressjax.leaf.group_sparse import GroupSparse, pack_group_sparse
 from compressjax.leaf.low_rank import LowRank, low_rank
+from compressjax.leaf.masked import Masked, pack_masked
 from compressjax.leaf.n_m import NMSparse, pack_n_m
 from compressjax.leaf.outliers import Outliers, outlier_mask, pack_outliers, trim_outliers
 from compressjax.leaf.power import Power, pack_power
@@ -23,6 +24,7 @@ __all__ = [
     "Codebook",
     "GroupSparse",
     "LowRank",
+    "Masked",
     "NMSparse",
     "Outliers",
     "Power",
@@ -43,6 +45,7 @@ __all__ = [
     "pack_affine",
     "pack_codebook",
     "pack_group_sparse",
+    "pack_masked",
     "pack_n_m",
     "pack_outliers",
     "pack_power",

@@ -66,7 +66,7 @@ def test_few_flips_are_likelier_than_many():
 
 def test_names_that_mix_costs_are_refused():
     db = LevelDatabase(names=("x/a", "y/a"), levels=(2, 3), cost=np.asarray([[2, 3], [4, 6]]))
-    with pytest.raises(ValueError, match="share a name but not their costs"):
+    with pytest.raises(ValueError, match="share a name but not their steps in cost"):
         groups_of(db, "name")
     assert [len(g) for g in groups_of(database(), "size")] == [4, 4]
 
