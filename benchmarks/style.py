@@ -25,6 +25,12 @@ COLOURS = {
     "COMET W4A4": "#b8c94a",
     "GQSA": "#c9a227",
     "BitStack": "#c0392b",
+    "GPTQ + EoRA": "#1fa3b4",
+    "decoupleQ + EoRA": "#1fa3b4",
+    "GPTQ allocated": "#0e7c86",
+    "SVD + GPTQ": "#946b5f",
+    "SparseGPT": "#5f7494",
+    "2:4": "#94865f",
 }
 """Colour of a form or method wherever it appears."""
 

@@ -15,16 +15,18 @@ import jax.numpy as jnp
 
 from benchmarks import language_model as lm
 from benchmarks.claims.squeezellm import fisher_information
-from benchmarks.quality.methods import LIMITS, Method, named
+from benchmarks.quality.methods import LIMITS, Method, aimed, named
+from compressjax.allocation import KnapsackDP, allocate, model_levels
+from compressjax.calibration import Hessian, calibrate
 from compressjax.checkpoint import open_model
 from compressjax.evaluation.divergence import divergence
 from compressjax.evaluation.loglik import LikelihoodEngine
 from compressjax.evaluation.perplexity import perplexity
 from compressjax.evaluation.tasks import read_multiple_choice
 from compressjax.evaluation.zero_shot import multiple_choice
-from compressjax.models import LlamaBlocks
+from compressjax.models import Llama, LlamaBlocks
 from compressjax.ops import dense
-from compressjax.quantization import quantize
+from compressjax.quantization import GPTQ, quantize
 from compressjax.sequential import quantize_blockwise
 
 TASKS = ("arc_easy", "piqa", "copa", "openbook_qa", "winogrande")
@@ -69,7 +71,27 @@ def compressed(bed: lm.TestBed, method: Method, tokens, quick: bool) -> dict:
         few = tokens.reshape(-1, tokens.shape[1] // 2)[: 4 if quick else 32]
         return quantize(bed.params, method.cfg, stats=fisher_information(bed, few))
     blocks = LlamaBlocks(bed.cfg)
-    return quantize_blockwise(blocks, bed.params, jnp.asarray(tokens), method.cfg, tuning=method.tuning)[0]
+    choices = _choices(bed, method, tokens) if method.levels else None
+    return quantize_blockwise(
+        blocks, bed.params, jnp.asarray(tokens), method.cfg, tuning=method.tuning, choices=choices
+    )[0]
+
+
+def _choices(bed: lm.TestBed, method: Method, tokens) -> dict:
+    """The level of every matrix by the least sum of layer errors, at the bits of the method's config everywhere."""
+    model = Llama(bed.cfg)
+
+    def hidden(params, ids):
+        return model.apply({"params": params}, ids, method="hidden")[0]
+
+    batches = [jnp.asarray(tokens[at : at + 2]) for at in range(0, len(tokens), 2)]
+    stats = calibrate(hidden, bed.params, batches, Hessian(), paths="blocks/**")
+    plain = [GPTQ(bits=bits, group=method.cfg.group, grid="hessian") for bits in method.levels]
+    database = model_levels(bed.params, plain, stats=stats, paths="blocks/**").db
+    budget = int(database.cost[:, method.levels.index(method.cfg.bits)].sum())
+    state = allocate(database, budget, KnapsackDP()).state
+    finals = [aimed(bits) for bits in method.levels]
+    return {name: finals[level] for name, level in zip(database.names, state, strict=True)}
 
 
 def tasks(bed: lm.TestBed, params: dict, questions: int) -> dict[str, float]:
