@@ -15,18 +15,19 @@ import numpy as np
 
 from benchmarks import language_model as lm
 from benchmarks.claims.harness import Part, Row, asserted, printed
+from benchmarks.claims.squeezellm import fisher_information
 from benchmarks.matrix_errors import errors, hessians, pick_layers
-from compressjax.calibration import Moments, Stats, calibrate
-from compressjax.evaluation.perplexity import token_nll
+from compressjax.calibration import Stats, calibrate
+from compressjax.calibration.joint import HessianAndMoments
 from compressjax.factorization import (
     BitStack,
     activation_scale,
     block_bytes_of,
     budget_table,
+    curvature_gains,
     levels_for_budget,
     lowrank,
     order_from_gains,
-    path_gains,
     stacks_of,
     thin_rank,
 )
@@ -45,7 +46,7 @@ CLAIM = (
 SETTING = (
     "SmolLM2-135M-Instruct as shipped, 210 matrices of 30 blocks, embedding left in float; blocks of rank 4 (1 for k "
     "and v with their 192 outputs), float16 factors and input scales, all bits counted; scales from uncompressed "
-    "activations, blocks sorted by one gradient per level on 4 x 256 tokens of the same text"
+    "activations, blocks sorted by the curvature of the loss, with gradients of 8 x 256 tokens of the same text"
 )
 
 FIGURE = "perplexity at the bytes of RTN 2 bits, group 64"
@@ -135,13 +136,11 @@ class _Curve(NamedTuple):
     levelwise: np.ndarray
 
 
-def _sorted_stacks(bed: lm.TestBed, stats: Stats, scale: str, levels: int, tokens: np.ndarray) -> _Curve:
+def _sorted_stacks(bed: lm.TestBed, stats: Stats, fisher: Stats, scale: str, levels: int) -> _Curve:
     stacks = stacks_of(lowrank(bed.params, _configs(bed, levels, scale), stats=stats))
 
-    def loss(params):
-        return jnp.mean(token_nll(bed.logits(params, jnp.asarray(tokens)), jnp.asarray(tokens)))
-
-    gains, sizes = path_gains(loss, bed.params, stacks), block_bytes_of(stacks)
+    gains = curvature_gains(bed.params, stacks, stats, fisher)
+    sizes = block_bytes_of(stacks)
     return _Curve(stacks, order_from_gains(gains, sizes), order_from_gains(gains, sizes, levelwise=True))
 
 
@@ -167,16 +166,18 @@ def budgets(quick: bool) -> list[Row]:
     count, windows, length = (2, 2, 64) if quick else (16, 4, 512)
     levels, points = (3, (1.4, 2.28125)) if quick else (_LEVELS, (1.5, 2.0, 2.28125, 2.75, 3.5))
     train = lm.calibration("wikipedia:train", count, length)
-    few = lm.calibration("wikipedia:train", *((1, 32) if quick else (4, 256)))
+    few = lm.calibration("wikipedia:train", *((1, 32) if quick else (8, 256)))
     test = lm.held_out("wikipedia:test", windows, length)
     model = Llama(bed.cfg)
 
     def hidden(params, ids):
         return model.apply({"params": params}, ids, method="hidden")[0]
 
-    stats = calibrate(hidden, bed.params, [jnp.asarray(row[None]) for row in train], Moments(), paths="blocks/**")
-    scaled = _sorted_stacks(bed, stats, "mean_abs", levels, few)
-    unscaled = _sorted_stacks(bed, stats, "none", levels, few)
+    everything = HessianAndMoments(skip_first=False)
+    stats = calibrate(hidden, bed.params, [jnp.asarray(row[None]) for row in train], everything, paths="blocks/**")
+    fisher = fisher_information(bed, few)
+    scaled = _sorted_stacks(bed, stats, fisher, "mean_abs", levels)
+    unscaled = _sorted_stacks(bed, stats, fisher, "none", levels)
     matrices_ = len(scaled.order) // (levels - 1)
     weights_ = sum(size(w) for w in scaled.stacks.values())
     shuffled = [np.random.default_rng(seed).permutation(scaled.order) for seed in (0, 1)]

@@ -213,7 +213,7 @@ class Fit(Shared):
       calibration: text that says how much each input matters and in which order blocks help.
       windows: calibration windows, spread evenly over the text.
       length: tokens in a window.
-      sort: proxy (one gradient per level) or levelwise (one evaluation per block, as published).
+      sort: curvature (of the loss around the original) or levelwise (one evaluation per block, as published).
       sort_windows: windows to sort on.
       sort_length: tokens in each of them.
       text: also measure perplexity on this text.
@@ -231,7 +231,7 @@ class Fit(Shared):
     calibration: str = "wikipedia:train"
     windows: int = 16
     length: int = 512
-    sort: Literal["proxy", "levelwise"] = "proxy"
+    sort: Literal["curvature", "levelwise"] = "curvature"
     sort_windows: int = 4
     sort_length: int = 256
     text: str | None = None

@@ -10,7 +10,8 @@ import numpy as np
 from rich.filesize import decimal
 from rich.table import Table
 
-from compressjax.calibration import Moments, calibrate
+from compressjax.calibration import Fisher, Stats, calibrate
+from compressjax.calibration.joint import HessianAndMoments
 from compressjax.checkpoint import LoadedModel, ModelSource, load_params, open_model
 from compressjax.cli.arguments import Fit
 from compressjax.cli.prompts import pieces, prompt_ids
@@ -24,13 +25,13 @@ from compressjax.factorization import (
     BitStackStore,
     LoadedStack,
     block_bytes_of,
+    curvature_gains,
     levels_for_budget,
     levelwise_order,
     load_stack,
     lowrank,
     open_store,
     order_from_gains,
-    path_gains,
     resize_stack,
     stacks_of,
     thin_rank,
@@ -182,12 +183,17 @@ def _make_store(args: Fit, source: ModelSource, settings: dict[str, Any], screen
     batches = [jnp.asarray(row[None]) for row in tokens]
     with screen.bar("Calibrating", "window") as progress:
         stats = calibrate(
-            hidden, params, batches, Moments(), paths="blocks/**", progress=lambda done: progress(done, len(batches))
+            hidden,
+            params,
+            batches,
+            HessianAndMoments(skip_first=False),
+            paths="blocks/**",
+            progress=lambda done: progress(done, len(batches)),
         )
     with screen.waiting("Decomposing"):
         small = jax.block_until_ready(lowrank(params, _rules(params, args), stats=stats))
     stacks = stacks_of(small)
-    order = _sorted(args, model, params, stacks, jnp.asarray(few), screen)
+    order = _sorted(args, model, params, stacks, stats, jnp.asarray(few), screen)
     with screen.waiting(f"Writing {args.store}"):
         write_store(
             args.store,
@@ -203,11 +209,27 @@ def _rules(params: dict, args: Fit) -> dict[str, BitStack]:
     return {path: BitStack(levels=args.levels, rank=rank, scale="mean_abs") for path, rank in ranks.items()}
 
 
-def _sorted(args: Fit, model: Llama, params: dict, stacks: dict, tokens: jax.Array, screen: Screen) -> np.ndarray:
-    size, logits = block_bytes_of(stacks), LinenLogits(model)
+def _nats(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Mean nats of the next token, one number per window."""
+    return jnp.mean(token_nll(logits, tokens), axis=-1)
 
-    def loss(tree):
-        return jnp.mean(token_nll(logits(tree, tokens), tokens))
+
+def _sorted(
+    args: Fit, model: Llama, params: dict, stacks: dict, stats: Stats, tokens: jax.Array, screen: Screen
+) -> np.ndarray:
+    size, logits = block_bytes_of(stacks), LinenLogits(model)
+    if args.sort == "curvature":
+        with screen.bar("Gradients", "window") as progress:
+            fisher = calibrate(
+                logits,
+                params,
+                list(tokens[:, None]),
+                Fisher(loss=_nats),
+                paths="blocks/**",
+                progress=lambda done: progress(done, len(tokens)),
+            )
+        with screen.bar("Sorting blocks", "weight") as progress:
+            return order_from_gains(curvature_gains(params, stacks, stats, fisher, progress=progress), size)
 
     @jax.jit
     def loss_at(levels, tree, stacks):
@@ -215,11 +237,9 @@ def _sorted(args: Fit, model: Llama, params: dict, stacks: dict, tokens: jax.Arr
         for path, stack in stacks.items():
             kernels[path] = dense(with_loaded(stack, levels[first : first + stack.loaded.size]))
             first += stack.loaded.size
-        return loss(replace(tree, kernels))
+        return jnp.mean(token_nll(logits(replace(tree, kernels), tokens), tokens))
 
     with screen.bar("Sorting blocks", "evaluation") as progress:
-        if args.sort == "proxy":
-            return order_from_gains(path_gains(loss, params, stacks, progress=progress), size)
         return levelwise_order(
             lambda levels: loss_at(jnp.asarray(levels), params, stacks),
             args.levels,

@@ -4,9 +4,10 @@ from compressjax.factorization.afm import AFM, rank_for_variance, table_record
 from compressjax.factorization.afm_ctr import CTRCompression, compress_ctr
 from compressjax.factorization.bitstack import BitStack, bitstack, thin_rank
 from compressjax.factorization.bitstack_budget import BudgetTable, blocks_between, budget_table, levels_for_budget
+from compressjax.factorization.bitstack_curvature import curvature_gains
 from compressjax.factorization.bitstack_memory import LoadedStack, Resized, load_stack, resize_stack
 from compressjax.factorization.bitstack_scaling import activation_scale, fold_scales
-from compressjax.factorization.bitstack_sorting import greedy_order, levelwise_order, order_from_gains, path_gains
+from compressjax.factorization.bitstack_sorting import greedy_order, levelwise_order, order_from_gains
 from compressjax.factorization.bitstack_store import BitStackStore, block_bytes_of, open_store, stacks_of, write_store
 from compressjax.factorization.bonds import bonds_within, tensorize, truncate
 from compressjax.factorization.compactifai import CompactifAI, compactifai
@@ -43,6 +44,7 @@ __all__ = [
     "budget_table",
     "compactifai",
     "compensate",
+    "curvature_gains",
     "eora",
     "fold_scales",
     "greedy_order",
@@ -53,7 +55,6 @@ __all__ = [
     "lowrank_with_info",
     "open_store",
     "order_from_gains",
-    "path_gains",
     "quantize_cores",
     "resize_stack",
     "search_dims",

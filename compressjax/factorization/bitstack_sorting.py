@@ -7,14 +7,8 @@ always has, is not listed).
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
-
-from compressjax.leaf.sign_lowrank import SignLowRank, with_loaded
-from compressjax.ops import dense
-from compressjax.select import replace
 
 LossFn = Callable[[np.ndarray], Any]
 Progress = Callable[[int, int], None] | None
@@ -164,56 +158,3 @@ def _falling(rate: np.ndarray) -> np.ndarray:
     means = np.where(last >= first, (sums[:, None, 1:] - sums[:, :-1, None]) / np.maximum(last - first + 1, 1), -np.inf)
     tails = np.maximum.accumulate(means[:, :, ::-1], axis=2)[:, :, ::-1]
     return np.minimum.accumulate(np.where(last >= first, tails, np.inf), axis=1)[:, np.arange(count), np.arange(count)]
-
-
-def path_gains(
-    loss_fn: Callable[[Any], jax.Array], params: Any, stacks: dict[str, SignLowRank], *, progress: Progress = None
-) -> np.ndarray:
-    """What each block is worth, from one gradient per level for all matrices together.
-
-    Along the straight line from all matrices at ``b`` blocks to all at ``b + 1`` the loss falls by the integral of
-    ``-<dL/dW, B>``, which is a sum over matrices. The trapezoid rule takes the gradients at both ends:
-    ``gain[m, b] = -1/2 <G_b + G_{b+1}, B_m>``: the first-order term and, from the change of the gradient, half the
-    second-order one, interactions between matrices included.
-
-    Args:
-      loss_fn: parameters with dense kernels to a scalar loss.
-      params: the tree; weights at the paths of ``stacks`` are not read.
-      stacks: by path, all blocks loaded, all with one number of levels; lead is ``[L]``.
-      progress: called with (gradients done, in all).
-
-    Returns:
-      ``[matrices, levels - 1]``; matrices are numbered path by path, layers inside.
-
-    Raises:
-      ValueError: stacks of different depths, or a loss or gradient that is NaN; the message names the level.
-    """
-    depths = {stack.slots.shape[-1] for stack in stacks.values()}
-    if len(depths) != 1:
-        raise ValueError(f"stacks must have one number of levels, got {sorted(depths)}")
-    (levels,) = depths
-
-    # The tree is an argument: as a constant of the program it would be folded and kept twice.
-    @jax.jit
-    def gradient(kernels, tree):
-        return jax.grad(lambda k: loss_fn(replace(tree, k)))(kernels)
-
-    @jax.jit
-    def worth(old, new, before, after):
-        pair = jax.tree.map(
-            lambda g, h, a, b: -0.5 * jnp.sum((g + h) * (b - a), axis=(-2, -1)), old, new, before, after
-        )
-        return jnp.concatenate([pair[path].reshape(-1) for path in stacks])
-
-    gains, old, before = [], None, None
-    for level in range(1, levels + 1):
-        after = {path: dense(with_loaded(stack, level)) for path, stack in stacks.items()}
-        new = gradient(after, params)
-        if old is not None:
-            gains.append(np.asarray(worth(old, new, before, after), np.float64))
-            if not np.isfinite(gains[-1]).all():
-                raise ValueError(f"the gradient of the loss is not finite between levels {level - 1} and {level}")
-        old, before = new, after
-        if progress is not None:
-            progress(level, levels)
-    return np.stack(gains, axis=1) if gains else np.zeros((sum(s.loaded.size for s in stacks.values()), 0))

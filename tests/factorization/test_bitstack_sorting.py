@@ -4,7 +4,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compressjax.factorization import BitStack, greedy_order, levelwise_order, lowrank, order_from_gains, path_gains
+from compressjax.calibration import Record
+from compressjax.factorization import (
+    BitStack,
+    curvature_gains,
+    greedy_order,
+    levelwise_order,
+    lowrank,
+    order_from_gains,
+)
 from compressjax.leaf.sign_lowrank import with_loaded
 from compressjax.ops import dense
 
@@ -77,32 +85,38 @@ def test_bad_sizes_are_refused():
 
 
 def problem():
+    """Weights, and statistics of a loss ``1/2 sum_o G_oo e_oᵀ H e_o`` per matrix."""
     rng = np.random.default_rng(0)
     params = {
         "a": {"kernel": jnp.asarray(rng.normal(size=(2, 12, 8)), jnp.float32)},
         "b": {"kernel": jnp.asarray(rng.normal(size=(1, 12, 8)), jnp.float32)},
-        "c": {"bias": jnp.ones(3)},
     }
-    weight = {"a": jnp.asarray([1.0, 20.0]), "b": jnp.asarray([5.0])}
+    inputs, fisher, outputs = {}, {}, {}
+    for name, layers, weight in (("a", 2, [1.0, 20.0]), ("b", 1, [5.0])):
+        x = rng.normal(size=(layers, 30, 12)).astype(np.float32)
+        h = jnp.asarray(np.einsum("lni,lnj->lij", x, x))
+        g = rng.gamma(1.0, size=(layers, 8)) * np.asarray(weight)[:, None]
+        squares = np.diagonal(np.asarray(h), axis1=1, axis2=2)[:, :, None] * g[:, None]
+        path = f"{name}/kernel"
+        inputs[path], fisher[path] = Record(xtx=h), Record(fisher=jnp.asarray(squares, jnp.float32))
+        outputs[path] = g
+    return params, inputs, fisher, outputs
 
-    def loss(tree):
-        parts = [weight[n] * jnp.sum((tree[n]["kernel"] - params[n]["kernel"]) ** 2, axis=(1, 2)) for n in ("a", "b")]
-        return jnp.sum(jnp.concatenate(parts)) + jnp.sum(tree["c"]["bias"])
 
-    return params, loss
-
-
-def test_path_gains_are_exact_for_a_quadratic_loss():
-    params, loss = problem()
+def test_curvature_gains_are_exact_for_a_quadratic_loss():
+    params, inputs, fisher, outputs = problem()
     small = lowrank(params, BitStack(levels=3, rank=1, scale="none"))
-    stacks = {p: small[p]["kernel"] for p in ("a", "b")}
-    stacks = {f"{p}/kernel": w for p, w in stacks.items()}
-    gains = path_gains(loss, params, stacks)
+    stacks = {f"{p}/kernel": small[p]["kernel"] for p in ("a", "b")}
+    gains = curvature_gains(params, stacks, inputs, fisher)
     assert gains.shape == (3, 2)
 
     def at(levels):
-        cut = [with_loaded(w, n) for w, n in zip(stacks.values(), (levels[:2], levels[2:]), strict=True)]
-        return float(loss({"a": {"kernel": dense(cut[0])}, "b": {"kernel": dense(cut[1])}, "c": params["c"]}))
+        total = 0.0
+        for path, own in (("a/kernel", levels[:2]), ("b/kernel", levels[2:])):
+            error = np.asarray(params[path[0]]["kernel"] - dense(with_loaded(stacks[path], own)), np.float64)
+            h = np.asarray(inputs[path].xtx, np.float64)
+            total += 0.5 * np.einsum("lio,lij,ljo,lo->", error, h, error, outputs[path])
+        return total
 
     for level in (1, 2):
         start = at(np.full(3, level))
@@ -113,13 +127,13 @@ def test_path_gains_are_exact_for_a_quadratic_loss():
     assert order_from_gains(gains, [1, 1, 1], levelwise=True).tolist() == levelwise_order(at, 3, 3).tolist()
 
 
-def test_path_gains_refuse_what_is_not_finite():
-    params, _ = problem()
+def test_curvature_gains_refuse_what_they_cannot_weigh():
+    params, inputs, fisher, _ = problem()
     small = lowrank(params, BitStack(levels=2, rank=1, scale="none"))
     stacks = {"a/kernel": small["a"]["kernel"]}
-    with pytest.raises(ValueError, match="not finite between levels 1 and 2"):
-        path_gains(lambda tree: jnp.sqrt(-jnp.sum(tree["a"]["kernel"] ** 2)), params, stacks)
+    with pytest.raises(ValueError, match="needs Hessian and Fisher statistics of a/kernel"):
+        curvature_gains(params, stacks, inputs, {})
     shorter = dataclasses.replace(stacks["a/kernel"], slots=stacks["a/kernel"].slots[:, :1])
     mixed = stacks | {"b/kernel": shorter}
     with pytest.raises(ValueError, match=r"one number of levels, got \[1, 2\]"):
-        path_gains(lambda tree: jnp.float32(0), params, mixed)
+        curvature_gains(params, mixed, inputs, fisher)
