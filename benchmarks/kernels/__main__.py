@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         for case in cases(op):
             if options.only not in case.name:
                 continue
-            for target in targets:
+            for target in (target for target in targets if target.name in case.targets):
                 row = examine(case, target)
                 rows.append(row)
                 print(" | ".join(cells(row)), flush=True)

@@ -1,5 +1,6 @@
-"""Cases of the packed product: forward at every spec, and its two backward kernels."""
+"""Cases of the packed product: forward at every spec, again by the Hopper kernel where it fits, and two backward."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,22 +10,39 @@ from benchmarks.kernels.row import least_bytes, product_case
 from pallas_kernels.affine_matmul import affine_matmul
 from pallas_kernels.affine_matmul import specs as named
 from pallas_kernels.affine_matmul.config import choose_config
+from pallas_kernels.affine_matmul.mosaic_config import misfit
 from pallas_kernels.proof.report import Case
+
+
+def _call(spec: named.AffineSpec):
+    def call(x, codes, scale, zero=None, *, implementation):
+        return affine_matmul(x, codes, scale, zero, spec.layout, implementation=implementation)
+
+    return call
 
 
 def forward(spec: named.AffineSpec) -> Case:
     layout = spec.layout
-
-    def call(x, codes, scale, zero=None, *, implementation):
-        return affine_matmul(x, codes, scale, zero, layout, implementation=implementation)
-
     return product_case(
         spec,
         m=spec.m,
         packing=layout.packing,
         config=choose_config(spec.m, layout, jnp.dtype(spec.dtype)),
         kernel=f"affine_matmul_w{layout.bits}$",
-        call=call,
+        call=_call(spec),
+    )
+
+
+def hopper(spec: named.AffineSpec) -> Case:
+    """The Mosaic kernel; the copy unit loads whole blocks, so there is no count of loads for it to miss."""
+    case = forward(spec)
+    return dataclasses.replace(
+        case,
+        name=f"{spec.name}-mosaic",
+        kernel=f"affine_matmul_w{spec.layout.bits}_mosaic",
+        fn=functools.partial(_call(spec), implementation="mosaic"),
+        step_bytes=0,
+        targets=("H100",),
     )
 
 
@@ -53,8 +71,10 @@ def backward(spec: named.AffineSpec) -> Case:
     )
 
 
+HOPPER_SPECS = tuple(s for s in named.SPECS if misfit(s.m, s.dtype, s.scale_dtype, s.layout) is None)
 CASES = (
     *(forward(spec) for spec in named.SPECS),
+    *(hopper(spec) for spec in HOPPER_SPECS),
     *(backward(named.spec("Llama-3-8B/q", m)) for m in (16, 512)),
     *(backward(named.spec("Llama-3-8B/q", 512, bits=bits)) for bits in (2, 3, 8)),
     backward(named.spec("Qwen3-0.6B/down", 512)),

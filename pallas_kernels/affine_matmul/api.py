@@ -9,6 +9,8 @@ import numpy as np
 from pallas_kernels.affine_matmul import gradients
 from pallas_kernels.affine_matmul.config import choose_config
 from pallas_kernels.affine_matmul.layout import AffineLayout, check_arrays
+from pallas_kernels.affine_matmul.mosaic import affine_matmul_mosaic
+from pallas_kernels.affine_matmul.mosaic_config import MosaicConfig, misfit, mosaic_config, needs_hopper
 from pallas_kernels.affine_matmul.triton import affine_matmul_triton
 from pallas_kernels.affine_matmul.xla import affine_matmul_xla
 from pallas_kernels.backends.choose import choose, needs_gpu
@@ -25,7 +27,7 @@ def affine_matmul(
     layout: AffineLayout,
     *,
     implementation: str | None = None,
-    config: ProductConfig | None = None,
+    config: ProductConfig | MosaicConfig | None = None,
 ) -> jax.Array:
     """``x @ w`` with ``w[i, o] = scale[i // group, o] * (code[i, o] - zero[i // group, o])`` read as it is packed.
 
@@ -35,9 +37,11 @@ def affine_matmul(
       scale: float ``[groups, cols]``.
       zero: of the kind ``layout`` names: uint32 ``[groups, words of the outputs]``, float ``[groups, cols]`` or None.
       layout: what is fixed about the matrix.
-      implementation: "triton", "xla", or "interpret" (the Triton kernel run by the host, for tests); None takes the
+      implementation: "triton", "xla", "interpret" (the Triton kernel run by the host, for tests), or "mosaic" (for
+        Hopper and at least 128 rows of activations, forward only; gradients are Triton's); None takes the Triton
         kernel on a GPU and XLA elsewhere.
-      config: block sizes; those measured on this machine or chosen by rule when None.
+      config: block sizes, a :class:`MosaicConfig` for "mosaic"; those measured on this machine or chosen by rule when
+        None.
 
     Returns:
       ``[..., cols]`` in the dtype of ``x``; sums are float32. Differentiable in ``x``, ``scale`` and a real ``zero``.
@@ -46,22 +50,36 @@ def affine_matmul(
       TypeError, ValueError: for arrays that do not fit ``layout``, or an implementation that cannot run.
     """
     check_arrays(x, codes, scale, zero, layout)
-    name = choose("affine_matmul", implementation, {"triton": needs_gpu(), "xla": None, "interpret": None})
     rows = x.reshape(-1, layout.rows)
-    if name == "xla" or rows.shape[0] == 0:
+    m = rows.shape[0]
+    given = config if isinstance(config, MosaicConfig) else None
+    hopper = needs_hopper() or misfit(m, x.dtype, scale.dtype, layout, given)
+    # Triton's comes first even where both can run: neither was timed yet, and it takes every shape.
+    ways = {"triton": needs_gpu(), "xla": None, "interpret": None, "mosaic": hopper}
+    name = choose("affine_matmul", implementation, ways)
+    if name == "xla" or m == 0:
         return affine_matmul_xla(x, codes, scale, zero, layout)
-    chosen = choose_config(rows.shape[0], layout, x.dtype, config)
+    if config is not None and (given is not None) != (name == "mosaic"):
+        wanted = "MosaicConfig" if name == "mosaic" else "ProductConfig"
+        raise TypeError(f"affine_matmul: config must be a {wanted} for {name!r}, got {type(config).__name__}")
+    operands = varying_alike(rows, codes, scale, zero)
+    if name == "mosaic":
+        y = _product(layout, given or mosaic_config(m, layout), False, *operands)
+        return y.reshape(*x.shape[:-1], layout.cols)
+    chosen = choose_config(m, layout, x.dtype, config)  # pyright: ignore[reportArgumentType] - of its kind by now
     if chosen.tiles < least_tiles(layout.packing.run):
         raise ValueError(
             f"affine_matmul: config.tiles must be at least {least_tiles(layout.packing.run)} for {layout.bits} bits at "
             f"tile {layout.tile}, or a product is less than 16 deep; got {chosen.tiles}"
         )
-    y: jax.Array = _product(layout, chosen, name == "interpret", *varying_alike(rows, codes, scale, zero))
+    y: jax.Array = _product(layout, chosen, name == "interpret", *operands)
     return y.reshape(*x.shape[:-1], layout.cols)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _product(layout, config, interpret, x, codes, scale, zero):
+    if isinstance(config, MosaicConfig):
+        return affine_matmul_mosaic(x, codes, scale, zero, layout, config, interpret=interpret)
     return affine_matmul_triton(x, codes, scale, zero, layout, config, interpret=interpret)
 
 

@@ -14,16 +14,9 @@ from unittest import mock
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from pallas_kernels.proof import toolchain
+from pallas_kernels.proof import mosaic_dump, toolchain
+from pallas_kernels.proof.launch import Launch
 from pallas_kernels.proof.targets import Target, described_device
-
-
-class Launch(NamedTuple):
-    """Grid, threads of a block and dynamic shared memory of a kernel."""
-
-    grid: tuple[int, ...]
-    threads: int
-    dynamic_shared: int
 
 
 class Program(NamedTuple):
@@ -71,11 +64,15 @@ def compile_for(fn: Callable[..., Any], args: Any, target: Target, *, donate: tu
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), args)
         lowered = jax.jit(fn, donate_argnums=donate).trace(*shapes).lower(lowering_platforms=("cuda",))
         # Dumping the PTX only: any wider pattern makes every later compilation many times slower.
-        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"})
+        with mosaic_dump.dumping(folder) as dump:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"})
         files = sorted(Path(folder).iterdir())
         ptx = tuple(f.read_text(encoding="utf-8") for f in files if f.suffix == ".ptx")
         thunks = "\n".join(f.read_text(encoding="utf-8") for f in files if f.name.endswith("thunk_sequence.txt"))
-    return Program(compiled, str(compiled.as_text()), ptx, parse_launches(thunks), time.perf_counter() - start)
+        hlo = str(compiled.as_text())
+        mosaic_ptx, mosaic_launches = mosaic_dump.kernels(dump, hlo)
+    launches = parse_launches(thunks) | mosaic_launches
+    return Program(compiled, hlo, ptx + mosaic_ptx, launches, time.perf_counter() - start)
 
 
 _THUNK = re.compile(

@@ -9,6 +9,7 @@ KINDS: Mapping[str, str] = MappingProxyType(
     {
         "tensor_core": r"(HG|IG|QG|H|I|Q|D)MMA\b",
         "tma": r"UTMA(LDG|STG)|UBLKCP",
+        "tma_load": r"UTMALDG|UBLKCP",
         "copy_128": r"LDGSTS.*\.128",
         "copy_narrow": r"LDGSTS(?!.*\.128)",
         "load_128": r"LDG\.(?=.*\.128)",

@@ -8,7 +8,7 @@ from typing import Any
 
 from pallas_kernels.proof import machine_code, resources, toolchain, traffic
 from pallas_kernels.proof.compile import Program, compile_for
-from pallas_kernels.proof.targets import Target
+from pallas_kernels.proof.targets import TARGETS, Target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Case:
       tensor_core: whether the kernel multiplies on tensor cores.
       decode: whether it is bound by memory, so that its traffic is held to the floor.
       kernels: kernels of this library expected in the program.
+      targets: names of the GPUs it compiles for.
       valid: makes arguments of random numbers valid (places that exist, starts that ascend); None when all are.
     """
 
@@ -39,6 +40,7 @@ class Case:
     tensor_core: bool
     decode: bool
     kernels: int = 1
+    targets: tuple[str, ...] = tuple(TARGETS)
     valid: Callable[[Any], Any] | None = None
 
 
@@ -92,6 +94,7 @@ def kernel_facts(program: Program, target: Target) -> list[dict[str, Any]]:
                     ),
                     "tensor_core": machine_code.tensor_core_instructions(code[name]),
                     "loads_128": kinds["copy_128"] + kinds["load_128"] + kinds["tma"],
+                    "tma_loads": kinds["tma_load"],
                     "loads_narrow": kinds["copy_narrow"] + kinds["load_narrow"],
                     "int_to_float": kinds["int_to_float"],
                     "instructions": len(code[name]),

@@ -30,6 +30,7 @@ def test_kinds_are_counted_per_kernel():
     assert counts == {
         "tensor_core": 3,
         "tma": 1,
+        "tma_load": 1,
         "copy_128": 1,
         "copy_narrow": 1,
         "load_128": 1,
