@@ -1,7 +1,8 @@
 """Codecs that compress tokens block by block and never touch a block again: the prompt, then chunk after chunk.
 
 A subclass says how a block of tokens is compressed, how queries meet its keys and how weights meet its values; the
-ring, sinks, streaming and the sum over blocks are here.
+ring, sinks, streaming and the sum over blocks are here. On a GPU one kernel attends to all blocks of a kind at once
+where the subclass says that they are packed codes, see `BlockCodec.rounded_sides`.
 """
 
 # Methods of the protocol are documented in it.
@@ -14,9 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from compressjax.kvcache.packed_attention import Sides, attend_packed, kernel_refusal
 from compressjax.kvcache.partial import Partial, attend_exact, combine, combine_axis, mix, weigh
 from compressjax.kvcache.protocol import Codec, KVSpec, Materialized, Ring, State, View
 from compressjax.models.attention import token_positions
+from compressjax.ops.on_gpu import kernel_or_formula
 from compressjax.ops.size import array_bits
 
 
@@ -88,6 +91,11 @@ class BlockCodec(Codec):
     def decompress(self, spec: KVSpec, fixed: Any, block: Any, slots: jax.Array, view: View, sub: int) -> Any:
         """Keys and values of a block, float32 ``[B, K, n, d]`` and ``[B, K, n, e]``."""
 
+    def rounded_sides(self, spec: KVSpec, block: Any) -> Sides | str:
+        """Keys and values of a block, or of stacked blocks, as the GPU kernel takes them, or why it does not."""
+        del spec, block
+        return f"{type(self).__name__} has no kernel"
+
     def _own(self, x: jax.Array) -> jax.Array:
         return x[0] if self.unit == 1 else x
 
@@ -144,13 +152,30 @@ class BlockCodec(Codec):
     def attend(self, spec, state, q, view, sub):
         parts = [attend_hot(spec, state.hot, state.sinks, q, view, sub)]
         whole = view.prompt.shape[-1]
-        if state.frozen.prompt is not None:
+
+        def prompt(block, q, view):
             slots = jnp.arange(whole, dtype=jnp.int32)
-            parts.append(self._attend_block(spec, state.fixed, state.frozen.prompt, q, view, view.prompt, slots, sub))
-        if state.frozen.chunks is not None:
+            return self._attend_block(spec, state.fixed, block, q, view, view.prompt, slots, sub)
+
+        def chunks(blocks, q, view):
             slots = whole + jnp.arange(view.chunks.shape[0] * self.chunk, dtype=jnp.int32)
             each = jax.vmap(lambda b, s, at: self._attend_block(spec, state.fixed, b, q, view, s, at, sub))
-            parts.append(combine_axis(each(state.frozen.chunks, view.chunks, slots.reshape(-1, self.chunk))))
+            return combine_axis(each(blocks, view.chunks, slots.reshape(-1, self.chunk)))
+
+        for blocks, formula, which in (
+            (state.frozen.prompt, prompt, "prompt"),
+            (state.frozen.chunks, chunks, "chunks"),
+        ):
+            if blocks is None:
+                continue
+
+            def kernel(blocks, q, view, which=which):
+                sides = self.rounded_sides(spec, blocks)
+                assert not isinstance(sides, str)  # it was not refused
+                return attend_packed(q, sides, getattr(view, which))
+
+            refusal = kernel_refusal(self.rounded_sides(spec, blocks), q)
+            parts.append(kernel_or_formula(kernel, formula, refusal, blocks, q, view))
         return combine(*parts), None
 
     def materialize(self, spec, state, view, sub):

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from compressjax.kvcache.blocks import BlockCodec
 from compressjax.kvcache.packed import Axis, Packed, pack_groups, unpack_groups
+from compressjax.kvcache.packed_attention import Rounded
 from compressjax.kvcache.partial import dot, mix
 from compressjax.kvcache.rounded import check_ring, check_sinks
 
@@ -104,6 +105,15 @@ class GEAR(BlockCodec):
         if spec.shared:
             return GearBlocks(keys, None)
         return GearBlocks(keys, gear_compress(v, "value", self, rank, tokens.keep, spec.dtype))
+
+    def rounded_sides(self, spec, block):
+        if spec.shared:
+            return "values are part of the keys"
+        if self.base == "kcvt":
+            return "values of all heads share a scale"
+        axis = "channel" if self.base == "kivi" else "token"
+        (k, *k_parts), (v, *v_parts) = block.k, block.v
+        return Rounded(k, axis, self.bits, *k_parts), Rounded(v, "token", self.bits, *v_parts)
 
     def scores(self, spec, fixed, block, q, view, slots, sub):
         base = gear_base(block.k, "key", self, spec.head_dim)

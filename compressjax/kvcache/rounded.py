@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from compressjax.kvcache.blocks import BlockCodec, mix_values
 from compressjax.kvcache.packed import Axis, Packed, pack_groups, unpack_groups
+from compressjax.kvcache.packed_attention import Rounded
 from compressjax.kvcache.partial import dot
 from compressjax.kvcache.protocol import KVSpec
 from compressjax.models.rope import rotary_angles, rotate
@@ -66,6 +67,14 @@ class RoundedCodec(BlockCodec):
         return RoundedBlock(
             packed, pack_groups(v, value.axis, bits=value.bits, group=value.group, sym=value.sym, keep=tokens.keep)
         )
+
+    def rounded_sides(self, spec, block):
+        if spec.shared:
+            return "values are part of the keys"
+        if self.turned_back:
+            return "keys are stored before their rotation"
+        key, value = self.formats(spec)
+        return Rounded(block.k, key.axis, key.bits), Rounded(block.v, value.axis, value.bits)
 
     def _keys(self, spec, block, slots, view):
         key, _ = self.formats(spec)

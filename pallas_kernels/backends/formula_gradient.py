@@ -6,11 +6,11 @@ from typing import Any
 import jax
 
 
-def with_formula_gradient(kernel: Callable[..., jax.Array], formula: Callable[..., jax.Array]) -> Callable[..., Any]:
+def with_formula_gradient(kernel: Callable[..., Any], formula: Callable[..., Any]) -> Callable[..., Any]:
     """``kernel``, differentiated as ``formula``: the backward pass builds the dense matrix, the forward pass does not.
 
     Args:
-      kernel, formula: functions of the same arrays (or None) with the same result.
+      kernel, formula: functions of the same arrays (or None) with the same result, an array or a tree of them.
     """
 
     @jax.custom_vjp
