@@ -9,7 +9,6 @@ import numpy as np
 from pallas_kernels.affine_matmul import gradients
 from pallas_kernels.affine_matmul.config import choose_config
 from pallas_kernels.affine_matmul.layout import AffineLayout, check_arrays
-from pallas_kernels.affine_matmul.mosaic import affine_matmul_mosaic
 from pallas_kernels.affine_matmul.mosaic_config import MosaicConfig, misfit, mosaic_config, needs_hopper
 from pallas_kernels.affine_matmul.triton import affine_matmul_triton
 from pallas_kernels.affine_matmul.xla import affine_matmul_xla
@@ -79,6 +78,8 @@ def affine_matmul(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _product(layout, config, interpret, x, codes, scale, zero):
     if isinstance(config, MosaicConfig):
+        from pallas_kernels.affine_matmul.mosaic import affine_matmul_mosaic  # a second to import, for few who ask
+
         return affine_matmul_mosaic(x, codes, scale, zero, layout, config, interpret=interpret)
     return affine_matmul_triton(x, codes, scale, zero, layout, config, interpret=interpret)
 

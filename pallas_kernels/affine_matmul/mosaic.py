@@ -69,13 +69,13 @@ def affine_matmul_mosaic(
             """Group ``nth`` of a step for the outputs of this warpgroup, spread over a run."""
             if interpret:
                 return ref[nth, mine].astype(jnp.float32)[None, :]
-            row = plgpu.load(ref, (nth, mine), layout=_WEIGHTS.reduce(1), optimized=False).astype(jnp.float32)
+            row = plgpu.layout_cast(ref[nth, mine], _WEIGHTS.reduce(1)).astype(jnp.float32)
             return plgpu.layout_cast(lax.broadcast_in_dim(row, (OUTPUTS, packing.run), (0,)), _WEIGHTS)
 
         def load_words(ref):
             if interpret:
                 return ref[:, mine]
-            words = plgpu.load(plgpu.transpose_ref(ref.at[:, mine], (1, 0)), (), layout=_TURNED)
+            words = plgpu.layout_cast(plgpu.transpose_ref(ref.at[:, mine], (1, 0))[...], _TURNED)
             return plgpu.layout_cast(words, _WEIGHTS)
 
         def multiply(total, x_run, weights):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from pallas_kernels.affine_matmul.mosaic_config import MosaicConfig, misfit, mos
 from pallas_kernels.affine_matmul.reference import affine_reference
 from pallas_kernels.affine_matmul.specs import spec
 from pallas_kernels.packing import Packing
-from pallas_kernels.proof.compile import compiling_for
+from pallas_kernels.proof.compile import compile_for, compiling_for
 from pallas_kernels.proof.report import examine
 from pallas_kernels.proof.targets import A100, H100
 
@@ -171,3 +172,24 @@ def test_a_fresh_compilation_is_no_worse(compiler):
     assert set(fresh["tensor_core"]) == set(old["tensor_core"])
     assert fresh["blocks_per_sm"] >= old["blocks_per_sm"] and fresh["tma_loads"] >= old["tma_loads"]
     assert row["moved_bytes"] <= known[case.name]["moved_bytes"]
+
+
+def test_gradients_and_vmap_compile(compiler):
+    """Forward on Hopper's kernel and backward on Triton's two, for each of two batches of activations."""
+    layout = dataclasses.replace(LAYOUT, zero_kind="none")
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((2, 128, 512), "bfloat16"), ((64, 256), "uint32"), ((4, 256), "float16"))
+    ]
+
+    def product(x, scale, codes):
+        return affine_matmul(x, codes, scale, None, layout, implementation="mosaic")
+
+    def both(x, codes, scale):
+        y, pull = jax.vjp(lambda x, scale: jax.vmap(product, (0, None, None))(x, scale, codes), x, scale)
+        return y, pull(y)
+
+    program = compile_for(both, tuple(shapes), H100)
+    entries = {name for ptx in program.ptx for name in re.findall(r"\.entry (\w+)", ptx)}
+    ours = sorted(name for name in entries if name.startswith("affine_matmul"))
+    assert ours == ["affine_matmul_w4_dscale", "affine_matmul_w4_dx", "affine_matmul_w4_mosaic_mosaic_gpu_kernel"]
