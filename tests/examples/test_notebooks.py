@@ -42,8 +42,22 @@ def _train_compressed(printed: str) -> None:
     assert float(re.findall(r"^([\d.]+) times fewer", printed, re.MULTILINE)[0]) > 1.2
 
 
+def _budget(printed: str) -> None:
+    found = re.findall(r"^(\S.*?) +([\d.]+) MB  layer errors +([\d.]+)  divergence ([\d.]+)", printed, re.MULTILINE)
+    size, error, divergence = ({name: float(row[at]) for name, *row in found} for at in (0, 1, 2))
+    assert len(found) == 3 and max(size.values()) == size["3 bits everywhere"]
+    assert error["DP over layer errors"] <= min(error.values())
+    assert divergence["EvoPress"] < divergence["3 bits everywhere"]
+    assert "ByLayer of" in printed
+
+
 # What every notebook must print when it is run, by name.
-SHOWN = {"quantize_llm": _quantize_llm, "which_method": _which_method, "train_compressed": _train_compressed}
+SHOWN = {
+    "quantize_llm": _quantize_llm,
+    "which_method": _which_method,
+    "train_compressed": _train_compressed,
+    "budget": _budget,
+}
 
 
 def read(path: Path):
