@@ -41,8 +41,8 @@ def affine_matmul_mosaic(
     Args:
       x, codes, scale, zero, layout: as :func:`affine_matmul` takes them, without a :func:`misfit`.
       config: block sizes.
-      interpret: run by the host. Its ``wgmma`` takes no registers and it cannot turn a reference, so there the weights
-        go through shared memory and the product is made as ``x @ w``; steps, fields and scales are the same code.
+      interpret: run by the host, whose ``wgmma`` takes no registers, so there the weights go through shared memory.
+        Before JAX 0.11 it cannot turn a reference either, and the product is made as ``x @ w``.
     """
     m, block_m, block_n = x.shape[0], config.block_m, config.block_n
     packing, fields = layout.packing, layout.packing.fields // config.parts
@@ -59,6 +59,15 @@ def affine_matmul_mosaic(
         # A pipeline wants places that depend on the step, also where there is one group for all.
         return at * depth // layout.group // groups if layout.groups > 1 else at // steps
 
+    turned = not interpret or jax.__version_info__ >= (0, 11)
+    weights_shape = (OUTPUTS, packing.run) if turned else (packing.run, OUTPUTS)
+
+    def turn(ref):
+        return plgpu.transpose_ref(ref, (1, 0)) if turned else ref
+
+    def cast(value, to):
+        return value if interpret else plgpu.layout_cast(value, to)
+
     def kernel(x_gmem, codes_gmem, scale_gmem, *rest):
         given = len(operands) - 3
         zero_gmem, (out_gmem, out_smem, *weights_smem) = rest[:given], rest[given:]
@@ -67,28 +76,19 @@ def affine_matmul_mosaic(
 
         def per_output(ref, nth):
             """Group ``nth`` of a step for the outputs of this warpgroup, spread over a run."""
-            if interpret:
-                return ref[nth, mine].astype(jnp.float32)[None, :]
-            row = plgpu.layout_cast(ref[nth, mine], _WEIGHTS.reduce(1)).astype(jnp.float32)
-            return plgpu.layout_cast(lax.broadcast_in_dim(row, (OUTPUTS, packing.run), (0,)), _WEIGHTS)
-
-        def load_words(ref):
-            if interpret:
-                return ref[:, mine]
-            words = plgpu.layout_cast(plgpu.transpose_ref(ref.at[:, mine], (1, 0))[...], _TURNED)
-            return plgpu.layout_cast(words, _WEIGHTS)
+            row = cast(ref[nth, mine], _WEIGHTS.reduce(1)).astype(jnp.float32)
+            return cast(lax.broadcast_in_dim(row, weights_shape, (0 if turned else 1,)), _WEIGHTS)
 
         def multiply(total, x_run, weights):
             if interpret:
                 weights_smem[0][worker] = weights
                 plgpu.commit_smem()
-                plgpu.wgmma(total, x_run, weights_smem[0].at[worker])
-            else:
-                plgpu.wgmma(total, weights, plgpu.transpose_ref(x_run, (1, 0)))
+                weights = weights_smem[0].at[worker]
+            plgpu.wgmma(total, *((weights, turn(x_run)) if turned else (x_run, weights)))
 
         def step(indices, x_smem, codes_smem, scale_smem, *rest):
             *zero_smem, total = rest
-            words = load_words(codes_smem)
+            words = cast(cast(turn(codes_smem.at[:, mine])[...], _TURNED), _WEIGHTS)
             first = (indices[0] % config.parts * (fields * layout.bits)).astype(jnp.uint32)
             for nth in range(fields):
                 if nth % (fields // groups) == 0:
@@ -107,7 +107,7 @@ def affine_matmul_mosaic(
             return total
 
         def compute(pipeline):
-            shape = (block_m, OUTPUTS) if interpret else (OUTPUTS, block_m)
+            shape = (OUTPUTS, block_m) if turned else (block_m, OUTPUTS)
 
             def product(total):
                 pipeline(total)
@@ -118,10 +118,7 @@ def affine_matmul_mosaic(
             for start in range(0, block_m, _STORED_ROWS):
                 rows = slice(start, start + _STORED_ROWS)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                if interpret:
-                    stored[...] = y[rows]
-                else:
-                    plgpu.transpose_ref(stored, (1, 0))[...] = plgpu.layout_cast(y[:, rows], _TURNED)
+                turn(stored)[...] = cast(y[:, rows] if turned else y[rows], _TURNED)
                 plgpu.commit_smem()
                 at = pl.ds(at_m * block_m + start, _STORED_ROWS), pl.ds(at_n * block_n + worker * OUTPUTS, OUTPUTS)
                 plgpu.copy_smem_to_gmem(stored, out_gmem.at[at])
@@ -147,7 +144,9 @@ def affine_matmul_mosaic(
 
     scratch = [plgpu.SMEM((config.warpgroups, _STORED_ROWS, OUTPUTS), x.dtype, transforms=_tiled(OUTPUTS, 16))]
     if interpret:
-        scratch.append(plgpu.SMEM((config.warpgroups, packing.run, OUTPUTS), x.dtype, transforms=_tiled(OUTPUTS, 16)))
+        scratch.append(
+            plgpu.SMEM((config.warpgroups, *weights_shape), x.dtype, transforms=_tiled(weights_shape[1], 16))
+        )
     call = plgpu.kernel(
         kernel,
         out_type=jax.ShapeDtypeStruct((padded.shape[0], layout.cols), x.dtype),
