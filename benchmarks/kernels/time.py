@@ -112,10 +112,18 @@ def tune(spec: AffineSpec, samples: int) -> ProductConfig:
     return fastest
 
 
+def made_for_this_gpu(case: Any) -> bool:
+    """Whether a case is compiled for every GPU, or for one like this machine's."""
+    if case.targets == tuple(TARGETS):
+        return True
+    capability = str(getattr(jax.devices()[0], "compute_capability", "none"))
+    return capability in {"{}.{}".format(*TARGETS[name].capability) for name in case.targets}
+
+
 def timed(op: str, only: str, samples: int, bandwidth: float | None) -> Iterator[dict[str, Any]]:
     """A row for each case of an operation."""
     for case in cases(op):
-        if only not in case.name:
+        if only not in case.name or not made_for_this_gpu(case):
             continue
         ours = seconds_per_call(case.fn, case.args, samples=samples, valid=case.valid)
         row = {"case": case.name, "us": ours * 1e6, "least_bytes": case.least_bytes}

@@ -76,3 +76,10 @@ def test_an_unknown_operation_is_refused(capsys):
     with pytest.raises(SystemExit):
         proofs.main(["no_such_op"])
     assert "no operation no_such_op" in capsys.readouterr().err
+
+
+def test_cases_of_another_gpu_are_not_timed():
+    named = {case.name: case for case in proofs.cases("affine_matmul")}
+    case = named["Llama-3-8B/q-w4g128-int-bfloat16-m512"]
+    assert time.made_for_this_gpu(case)
+    assert not time.made_for_this_gpu(named[f"{case.name}-mosaic"])
