@@ -94,7 +94,7 @@ def by_hand(params, tokens, method, mask=None, follow=None):
     return done
 
 
-@pytest.mark.parametrize("asymmetric", ["none", "target"])
+@pytest.mark.parametrize("asymmetric", [pytest.param("none", marks=pytest.mark.slow), "target"])
 def test_equals_by_hand(model, asymmetric):
     params, tokens = model
     method = dataclasses.replace(METHOD, asymmetric=asymmetric, alpha=0.5)

@@ -1,12 +1,13 @@
 """What a row of the conformance suite is, and the small problem that every method is tried on."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from compressjax.calibration import Record
 from compressjax.ops import dense
@@ -23,6 +24,7 @@ class LeafRow:
       make: ``make(lead=(), seed=0)`` gives a leaf of logical shape ``[*lead, ROWS, COLS]``.
       rows: supports ``take``.
       tied: supports ``matmul_t``.
+      slow: a variant of a leaf that another row stands for in the default run.
       reads: ``(x [M, ROWS], leaf) -> x``, what a leaf that quantises its input really multiplies, by an oracle that
         shares no code with the leaf; None for leaves that multiply ``x`` itself.
     """
@@ -32,6 +34,7 @@ class LeafRow:
     rows: bool = True
     tied: bool = True
     reads: Callable[[Any, Any], Any] | None = None
+    slow: bool = False
 
     def product(self, x: jax.Array, w: Any) -> jax.Array:
         """What ``matmul`` has to give: the dense product with what the leaf reads, whose gradient passes straight."""
@@ -51,17 +54,24 @@ class MethodRow:
       baseline: what it is compared with, or None for a baseline itself.
       most_bits: true bits per weight on ``[576, 192]`` may not exceed this.
       small: the method with sizes that fit :func:`small_problem`; None when ``group`` is all there is to shrink.
+      slow: a variant of a method that another row stands for in the default run.
     """
 
     cfg: Any
     baseline: Any
     most_bits: float
     small: Any = None
+    slow: bool = False
 
     @property
     def shrunk(self) -> Any:
         """The method for the small problem."""
         return dataclasses.replace(self.cfg, group=min(self.cfg.group, 32)) if self.small is None else self.small
+
+
+def as_params(rows: Iterable[Any], name: Callable[[Any], str]) -> list[Any]:
+    """Rows as parameters of a test, those that are slow marked so."""
+    return [pytest.param(row, id=name(row), marks=pytest.mark.slow if row.slow else ()) for row in rows]
 
 
 def small_problem(seed=0) -> tuple[jax.Array, Record]:

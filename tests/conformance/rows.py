@@ -57,18 +57,23 @@ def transposed(*, lead=(), seed=0) -> Transposed:
     return Transposed(inner=affine(COLS, ROWS, group=20, lead=lead, seed=seed))
 
 
-def _affine_row(name, **options):
-    return LeafRow(name, lambda lead=(), seed=0: affine(lead=lead, seed=seed, **options))
+def _affine_row(name, slow=False, **options):
+    return LeafRow(name, lambda lead=(), seed=0: affine(lead=lead, seed=seed, **options), slow=slow)
 
 
 LEAVES = (
-    *(_affine_row(f"affine-{b}bit", bits=b) for b in (2, 3, 4, 8)),
+    *(_affine_row(f"affine-{b}bit", bits=b, slow=b in (2, 8)) for b in (2, 3, 4, 8)),
     _affine_row("affine-real-zero", bits=3, zero_kind="real"),
-    _affine_row("affine-no-zero", bits=4, zero_kind="none", group=24),
-    _affine_row("affine-per-channel", bits=4, group=-1),
+    _affine_row("affine-no-zero", slow=True, bits=4, zero_kind="none", group=24),
+    _affine_row("affine-per-channel", slow=True, bits=4, group=-1),
     _affine_row("affine-group-index", bits=3, group=24, g_idx=True),
     LeafRow("codebook-3bit", lambda lead=(), seed=0: codebook(lead=lead, seed=seed), rows=False),
-    LeafRow("codebook-ternary", lambda lead=(), seed=0: codebook(levels=3, group=32, lead=lead, seed=seed), rows=False),
+    LeafRow(
+        "codebook-ternary",
+        lambda lead=(), seed=0: codebook(levels=3, group=32, lead=lead, seed=seed),
+        rows=False,
+        slow=True,
+    ),
     LeafRow("sum", total, rows=False),
     LeafRow("transposed", transposed),
 )
@@ -77,13 +82,13 @@ LEAF_TYPES: set[type] = {Affine, Codebook, Sum, Transposed}
 
 METHODS = (
     MethodRow(RTN(bits=4, group=64), None, 4.3125),
-    MethodRow(RTN(bits=3, group=64, sym=True), None, 3.25),
-    MethodRow(RTN(bits=3, group=64, grid="mse"), RTN(bits=3, group=64), 3.296875),
+    MethodRow(RTN(bits=3, group=64, sym=True), None, 3.25, slow=True),
+    MethodRow(RTN(bits=3, group=64, grid="mse"), RTN(bits=3, group=64), 3.296875, slow=True),
     MethodRow(GPTQ(bits=3, group=64), RTN(bits=3, group=64, grid="mse"), 3.296875),
     MethodRow(GPTQ(bits=3, group=64, grid="hessian"), GPTQ(bits=3, group=64), 3.296875),
-    MethodRow(GPTQ(bits=4, group=128, order="group_aware"), RTN(bits=4, group=64), 4.18),
+    MethodRow(GPTQ(bits=4, group=128, order="group_aware"), RTN(bits=4, group=64), 4.18, slow=True),
     MethodRow(GPTQ(bits=3, group=-1, levels="kmeans"), GPTQ(bits=3, group=64), 3.23),
-    MethodRow(GPTQ(bits=2, group=64, levels="ternary", grid="hessian"), RTN(bits=2, group=64), 2.76),
+    MethodRow(GPTQ(bits=2, group=64, levels="ternary", grid="hessian"), RTN(bits=2, group=64), 2.76, slow=True),
 )
 
 # A family's rows stand in a file of their own, rows_<family>.py, with LEAVES, LEAF_TYPES and METHODS.

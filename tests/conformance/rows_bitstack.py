@@ -26,7 +26,9 @@ def blocks(*, levels=3, rank=2, scaled=True, lead=(), seed=0) -> SignLowRank:
 
 LEAVES = (
     LeafRow("sign-lowrank", lambda lead=(), seed=0: blocks(lead=lead, seed=seed)),
-    LeafRow("sign-lowrank-folded", lambda lead=(), seed=0: blocks(scaled=False, rank=1, lead=lead, seed=seed)),
+    LeafRow(
+        "sign-lowrank-folded", lambda lead=(), seed=0: blocks(scaled=False, rank=1, lead=lead, seed=seed), slow=True
+    ),
 )
 LEAF_TYPES: set[type] = {SignLowRank}
 
@@ -37,5 +39,6 @@ METHODS = (
         RTN(bits=2, group=64),
         2.23,
         small=BitStack(levels=2, rank=2, scale="none", svd="exact"),
+        slow=True,
     ),
 )

@@ -38,21 +38,27 @@ def reads(x: np.ndarray, w: W4Ax) -> np.ndarray:
     return out
 
 
-def _row(name, **options):
+def _row(name, slow=False, **options):
     return LeafRow(
-        name, lambda lead=(), seed=0: w4ax(lead=lead, seed=seed, **options), rows=False, tied=False, reads=reads
+        name,
+        lambda lead=(), seed=0: w4ax(lead=lead, seed=seed, **options),
+        rows=False,
+        tied=False,
+        reads=reads,
+        slow=slow,
     )
 
 
 LEAVES = (
     _row("w4ax-mixed"),
-    _row("w4ax-all-narrow", n_hi=0, permuted=False),
+    _row("w4ax-all-narrow", slow=True, n_hi=0, permuted=False),
     # At 16 bits what is read is x up to its own rounding: the law without an oracle in between.
     LeafRow(
         "w4ax-16bit",
         lambda lead=(), seed=0: w4ax(hi_bits=16, lo_bits=16, lead=lead, seed=seed),
         rows=False,
         tied=False,
+        slow=True,
     ),
 )
 LEAF_TYPES: set[type] = {W4Ax}
@@ -65,5 +71,6 @@ METHODS = (
         _BASELINE,
         4.34,
         COMET(block=32, max_hi_fraction=0.5, rule="error", permute=False, weight_solver="rtn"),
+        slow=True,
     ),
 )

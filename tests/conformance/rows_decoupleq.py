@@ -8,7 +8,12 @@ LEAVES = ()
 LEAF_TYPES: set[type] = set()
 METHODS = (
     # At equal bits: groups of 64 with two 16-bit numbers against groups of 36 with a 16-bit scale and a 2-bit zero.
-    MethodRow(DecoupleQ(bits=2, group=64), GPTQ(bits=2, group=36, grid="mse"), 2.5),
+    MethodRow(DecoupleQ(bits=2, group=64), GPTQ(bits=2, group=36, grid="mse"), 2.5, slow=True),
     MethodRow(DecoupleQ(bits=2, group=64, polish=4), GPTQ(bits=2, group=36, grid="hessian"), 2.5),
-    MethodRow(DecoupleQ(bits=3, group=-1, sym=True, max_iters=2), GPTQ(bits=3, group=-1, sym=True, grid="mse"), 3.03),
+    MethodRow(
+        DecoupleQ(bits=3, group=-1, sym=True, max_iters=2),
+        GPTQ(bits=3, group=-1, sym=True, grid="mse"),
+        3.03,
+        slow=True,
+    ),
 )

@@ -61,20 +61,20 @@ def n_m_sparse(rows=ROWS, cols=COLS, *, n=2, m=4, bits=4, group=24, lead=(), see
     return pack_n_m(values, jnp.asarray(positions.reshape(*lead, short, cols), jnp.int32), n=n, m=m)
 
 
-def _group_row(name, **options):
-    return LeafRow(name, lambda lead=(), seed=0: group_sparse(lead=lead, seed=seed, **options), rows=False)
+def _group_row(name, slow=False, **options):
+    return LeafRow(name, lambda lead=(), seed=0: group_sparse(lead=lead, seed=seed, **options), rows=False, slow=slow)
 
 
 LEAVES = (
     _group_row("group-sparse-ell"),
     _group_row("group-sparse-bsr", layout="bsr"),
-    _group_row("group-sparse-real-zero", layout="bsr", zero_kind="real", bits=8, group=12),
+    _group_row("group-sparse-real-zero", slow=True, layout="bsr", zero_kind="real", bits=8, group=12),
     LeafRow("n-m", lambda lead=(), seed=0: n_m_sparse(lead=lead, seed=seed), rows=False),
 )
 LEAF_TYPES: set[type] = {GroupSparse, NMSparse}
 
 METHODS = (
     MethodRow(GQSA(scope="row"), GQSA(scope="row", refine=0), 2.875),
-    MethodRow(GQSA(), GQSA(scope="row"), 2.94),
+    MethodRow(GQSA(), GQSA(scope="row"), 2.94, slow=True),
     MethodRow(NM(), NM(score="magnitude", init="mask"), 3.18),
 )

@@ -34,5 +34,5 @@ LEAF_TYPES: set[type] = {Masked}
 _LARGEST = SparseGPT(score="magnitude", compensate=False)
 METHODS = (
     MethodRow(SparseGPT(), _LARGEST, 9.0, small=SparseGPT()),
-    MethodRow(SparseGPT(block=128), _LARGEST, 9.0, small=SparseGPT(block=16)),
+    MethodRow(SparseGPT(block=128), _LARGEST, 9.0, small=SparseGPT(block=16), slow=True),
 )

@@ -71,6 +71,7 @@ LEAVES = (
     LeafRow(
         "two-level-integer-zeros",
         lambda lead=(), seed=0: two_level(bits=2, stat_bits=4, integer_zeros=True, lead=lead, seed=seed),
+        slow=True,
     ),
     LeafRow("spqr-sum", spqr_weight),
 )
@@ -89,5 +90,6 @@ METHODS = (
         GPTQ(bits=3, group=64),
         3.23,
         small=SqueezeLLM(fisher="act", outlier_share=0.01, refine="sweep", iterations=5, starts=("quantile",)),
+        slow=True,
     ),
 )

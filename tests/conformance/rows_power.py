@@ -25,7 +25,7 @@ def power(*, bits=4, group=24, tensor=False, lead=(), seed=0) -> Power:
 
 LEAVES = (
     LeafRow("power-4bit", lambda lead=(), seed=0: power(lead=lead, seed=seed)),
-    LeafRow("power-3bit-tensor", lambda lead=(), seed=0: power(bits=3, tensor=True, lead=lead, seed=seed)),
+    LeafRow("power-3bit-tensor", lambda lead=(), seed=0: power(bits=3, tensor=True, lead=lead, seed=seed), slow=True),
 )
 LEAF_TYPES = {Power}
 METHODS = (

@@ -11,10 +11,10 @@ from compressjax.checkpoint import load, save
 from compressjax.leaf import is_leaf
 from compressjax.ops import dense, logical_shape, matmul, matmul_t, nbits, size, take
 
-from .row_types import COLS, ROWS
+from .row_types import COLS, ROWS, as_params
 from .rows import LEAF_TYPES, LEAVES
 
-pytestmark = pytest.mark.parametrize("row", LEAVES, ids=lambda r: r.name)
+pytestmark = pytest.mark.parametrize("row", as_params(LEAVES, lambda r: r.name))
 
 
 def inputs(*lead):

@@ -12,10 +12,10 @@ from compressjax.leaf import is_leaf
 from compressjax.ops import dense, logical_shape, nbits, size
 from compressjax.quantization import quantize, quantize_with_info
 
-from .row_types import small_problem
+from .row_types import as_params, small_problem
 from .rows import METHODS
 
-pytestmark = pytest.mark.parametrize("row", METHODS, ids=lambda r: repr(r.cfg)[:80])
+pytestmark = pytest.mark.parametrize("row", as_params(METHODS, lambda r: repr(r.cfg)[:80]))
 
 
 @functools.partial(jax.jit, static_argnames="cfg")

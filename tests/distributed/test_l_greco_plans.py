@@ -65,6 +65,7 @@ def test_levels_hold_the_base():
         assert list(cfg.levels) == sorted(set(cfg.levels))
 
 
+@pytest.mark.slow
 def test_ranks_have_the_tails_of_the_singular_values():
     cfg = FAMILIES["powersgd"]
     table = error_table(matrices(cfg), units(cfg), cfg)

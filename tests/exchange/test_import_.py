@@ -50,7 +50,7 @@ def original(params, path, layer):
         {"bits": 3},
         pytest.param({"bits": 4, "group": -1}, marks=pytest.mark.slow),
         {"bits": 4, "symmetric": True},
-        {"bits": 8, "symmetric": True},
+        pytest.param({"bits": 8, "symmetric": True}, marks=pytest.mark.slow),
     ],
 )
 def test_bit_for_bit(tmp_path, tiny, random_params, quantize, export, reader, options):

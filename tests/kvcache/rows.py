@@ -74,9 +74,9 @@ ROWS = (
         "ems before rotation", EMS(budget=48, window=8, interval=RING, rope_space="pre", sinks=2, tau=0.2), slow=True
     ),
     CodecRow(
-        "ems in 4 bits", EMS(budget=64, window=16, interval=RING, rounding=KV4(group=32, residual=RING)), exact=False
+        "ems in 4 bits", EMS(budget=64, window=16, interval=RING, rounding=KV4(group=32, residual=RING)), slow=True
     ),
-    CodecRow("ems with room for all", EMS(budget=166, window=8, interval=RING), exact=True),
+    CodecRow("ems with room for all", EMS(budget=166, window=8, interval=RING), exact=True, slow=True),
     CodecRow("gear", GEAR(group=16, residual=RING, sparsity=0.07)),
     CodecRow("gear kcvt", GEAR(bits=4, base="kcvt", residual=RING, sparsity=0.07, rank_decode=0, sinks=0), slow=True),
     CodecRow("minicache", MiniCache(start=0, gamma=0.2, group=32, residual=RING)),
