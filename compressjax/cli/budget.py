@@ -17,7 +17,7 @@ from compressjax.calibration.joint import HessianAndMoments
 from compressjax.checkpoint import ModelSource, load_params
 from compressjax.checkpoint.native_shard import write_whole
 from compressjax.cli.arguments import Compress
-from compressjax.cli.methods import parse_level, parse_search
+from compressjax.cli.methods import described, parse_level, parse_search
 from compressjax.cli.screen import Screen
 from compressjax.cli.sizes import bytes_of
 from compressjax.driver import statistic_for
@@ -56,7 +56,7 @@ def choices_for(
             f"which {decimal(fixed // 8)} are embedding, head and norms (--embedding-bits {args.embedding_bits})"
         )
     state, generations = _searched(args, search, found, 8 * budget - fixed, source, tokens, screen)
-    counts = {repr(level): int((state == at).sum()) for at, level in enumerate(levels)}
+    counts = {described(level): int((state == at).sum()) for at, level in enumerate(levels)}
     screen.show("Levels: " + ", ".join(f"{count} of {level}" for level, count in counts.items() if count))
     about = {"budget": budget, "search": repr(search), "generations": generations, "levels": counts}
     return found.choices(state), about

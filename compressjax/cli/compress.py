@@ -1,6 +1,5 @@
 """``compressjax compress``: a checkpoint in, a smaller one out."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from compressjax.checkpoint import ModelSource, open_model
 from compressjax.checkpoint.packages import DECODERS
 from compressjax.cli.arguments import Compress
 from compressjax.cli.budget import choices_for, levels_from, record_path
-from compressjax.cli.methods import parse_rules, parse_search, parse_tuning
+from compressjax.cli.methods import described, parse_rules, parse_search, parse_tuning
 from compressjax.cli.screen import Screen
 from compressjax.cli.text import token_windows
 from compressjax.driver import all_rules, statistic_for
@@ -136,13 +135,8 @@ def show_disappointing(summary: CompressionSummary, screen: Screen) -> None:
 
 
 def _described(glob: str, method: Any) -> str:
-    """A rule without the fields left at their defaults: "blocks/attn/*: GPTQ(bits=3)"."""
-    where = "" if glob == "**" else f"{glob}: "
-    if method is None:
-        return f"{where}left alone"
-    fields = ((field, getattr(method, field.name)) for field in dataclasses.fields(method))
-    changed = ", ".join(f"{field.name}={value}" for field, value in fields if value != field.default)
-    return f"{where}{type(method).__name__}({changed})"
+    """A rule in words: "blocks/attn/*: GPTQ(bits=3)"."""
+    return ("" if glob == "**" else f"{glob}: ") + described(method)
 
 
 def _worst_table(summary: CompressionSummary) -> Table:

@@ -96,6 +96,20 @@ def parse_kv(text: str) -> tuple[Any, ...]:
     return tuple(cfg for cfg in found if cfg is not None)
 
 
+def described(method: Any) -> str:
+    """A method without the fields left at their defaults: "GPTQ(bits=3)".
+
+    Example:
+      >>> described(parse_level("rtn:bits=3")), described(None)
+      ('RTN(bits=3)', 'left alone')
+    """
+    if method is None:
+        return "left alone"
+    fields = ((field, getattr(method, field.name)) for field in dataclasses.fields(method))
+    changed = ", ".join(f"{field.name}={value}" for field, value in fields if value != field.default)
+    return f"{type(method).__name__}({changed})"
+
+
 def parse_search(text: str) -> Any:
     """A search from the form ``name:field=value,...``; the parts of a tuple are joined by "/".
 
