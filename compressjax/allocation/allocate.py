@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from compressjax.allocation.database import LevelDatabase
 from compressjax.allocation.evolve import EvoPress, Generation, best_start, evolve
 from compressjax.allocation.fitness import TextFitness
-from compressjax.allocation.knapsack import Allocation, knapsack_dp, uniform
+from compressjax.allocation.knapsack import Allocation, allocation_of, knapsack_dp, uniform
 from compressjax.allocation.mutation import exchange
 from compressjax.allocation.searches import exhaustive, greedy
 from compressjax.dispatch import verb
@@ -104,12 +104,12 @@ def _knapsack(db, budget, cfg, fitness=None, *, start=None, progress=None):
 
 @allocate.register(Greedy)
 def _greedy(db, budget, cfg, fitness=None, *, start=None, progress=None):
-    return _allocation(db, greedy(db, budget, _judge(cfg, fitness)))
+    return allocation_of(db, greedy(db, budget, _judge(cfg, fitness)))
 
 
 @allocate.register(Exhaustive)
 def _exhaustive(db, budget, cfg, fitness=None, *, start=None, progress=None):
-    return _allocation(db, exhaustive(db, budget, _judge(cfg, fitness) or db.total_error, cfg.most))
+    return allocation_of(db, exhaustive(db, budget, _judge(cfg, fitness) or db.total_error, cfg.most))
 
 
 @allocate.register(EvoPress)
@@ -130,7 +130,7 @@ def _evolve(db, budget, cfg, fitness=None, *, start=None, progress=None):
         state = generation.state
         if progress is not None:
             progress(generation)
-    return _allocation(db, state)
+    return allocation_of(db, state)
 
 
 def _judge(cfg, fitness):
@@ -139,7 +139,3 @@ def _judge(cfg, fitness):
         return None
     batch = fitness.draw(cfg.tokens, np.random.default_rng(cfg.seed))
     return lambda state: fitness(state, batch)
-
-
-def _allocation(db, state):
-    return Allocation(state, db.total_cost(state), float("nan") if db.error is None else db.total_error(state))

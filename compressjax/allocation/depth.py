@@ -79,7 +79,7 @@ def drop_parts(params: Any, state: ArrayLike) -> Any:
     zero.
 
     Raises:
-      ValueError: not a choice, or every part of a kind is dropped: then there is nothing to stack with.
+      ValueError: not a choice.
     """
     chosen = checked_state(depth_database(params), np.asarray(state))
     new, first = {}, 0

@@ -29,7 +29,7 @@ class Allocation(NamedTuple):
 
 def uniform(db: LevelDatabase, level: int) -> Allocation:
     """The same level for every item."""
-    return _allocation(db, np.full(len(db.names), level, np.int64))
+    return allocation_of(db, np.full(len(db.names), level, np.int64))
 
 
 def knapsack_dp(
@@ -67,7 +67,7 @@ def knapsack_dp(
     found = multiple_choice_knapsack(values, weights, capacity)
     if found is None:
         raise ValueError(f"no choice of levels fits a budget of {budget:.6g} ({sense})")
-    return _allocation(db, found.levels)
+    return allocation_of(db, found.levels)
 
 
 def binned(amounts: np.ndarray, budget: float, bins: int) -> np.ndarray:
@@ -83,6 +83,7 @@ def _cost_bins(cost: np.ndarray, budget: int, bins: int) -> tuple[np.ndarray, in
     return binned(cost.astype(np.float64), float(budget), bins), bins
 
 
-def _allocation(db: LevelDatabase, state: np.ndarray) -> Allocation:
+def allocation_of(db: LevelDatabase, state: np.ndarray) -> Allocation:
+    """A choice with its exact cost and the sum of its errors."""
     error = math.nan if db.error is None else db.total_error(state)
     return Allocation(state, db.total_cost(state), error)

@@ -31,7 +31,7 @@ def round_outside(params: Any, bits: int) -> Any:
       bits: one of `EMBEDDING_BITS`.
 
     Raises:
-      ValueError: other bits.
+      ValueError: other bits, or entries that float16 does not hold.
     """
     check_embedding_bits(bits)
     outside = {"embed/embedding": jnp.asarray(params["embed"]["embedding"])}
@@ -39,6 +39,9 @@ def round_outside(params: Any, bits: int) -> Any:
         outside["head/kernel"] = jnp.asarray(params["head"]["kernel"])
     if bits > 8:
         dtype = jnp.float16 if bits == 16 else jnp.float32
+        for path, w in outside.items():
+            if float(jnp.max(jnp.abs(w))) > float(jnp.finfo(dtype).max):
+                raise ValueError(f"{path} has entries beyond {jnp.finfo(dtype).max} of float16: take embedding-bits 32")
         return replace(params, {path: w.astype(dtype) for path, w in outside.items()})
     rounded = functools.partial(jax.jit(rtn, static_argnames="cfg"), cfg=RTN(bits=bits, group=64, sym=True))
     new = {
