@@ -111,8 +111,10 @@ def unpack_zeros(w: Affine) -> jax.Array:
         return jnp.full(w.scale.shape, 2 ** (w.bits - 1), jnp.float32)
     if w.zero_kind == "real":
         return w.zero.astype(jnp.float32)
-    zero = bitpack.unpack(jnp.swapaxes(w.zero, -1, -2), w.bits, 32, w.shape[1])
-    return jnp.swapaxes(zero, -1, -2).astype(jnp.float32)
+    last = w.zero.ndim - 1
+    swapped = (*range(last - 1), last, last - 1)
+    zero = bitpack.unpack(jax.lax.transpose(w.zero, swapped), w.bits, 32, w.shape[1])
+    return jax.lax.convert_element_type(jax.lax.transpose(zero, swapped), jnp.float32)
 
 
 def spread_groups(per_group: jax.Array, group: int, rows: int, g_idx: jax.Array | None = None) -> jax.Array:
@@ -129,10 +131,10 @@ def spread_groups(per_group: jax.Array, group: int, rows: int, g_idx: jax.Array 
 @dense.register(Affine)
 @jax.jit
 def _dense(w: Affine):
-    codes = unpack_codes(w).astype(jnp.float32)
-    rows = w.shape[0]
-    scale = spread_groups(w.scale.astype(jnp.float32), w.group, rows, w.g_idx)
-    return scale * (codes - spread_groups(unpack_zeros(w), w.group, rows, w.g_idx))
+    # Bare lax operations, as in unpack, for the same reason.
+    codes, scale = (jax.lax.convert_element_type(a, jnp.float32) for a in (unpack_codes(w), w.scale))
+    scale, zero = (spread_groups(a, w.group, w.shape[0], w.g_idx) for a in (scale, unpack_zeros(w)))
+    return jax.lax.mul(scale, jax.lax.sub(codes, zero))
 
 
 @logical_shape.register(Affine)

@@ -105,10 +105,10 @@ def unpack(words: jax.Array, bits: int, tile: int, rows: int) -> jax.Array:
         shape = (*lead, tiles, fields, height, cols)
         spread = jax.lax.broadcast_in_dim(plane, shape, (*range(axis), axis + 1, axis + 2))
         shift = jax.lax.broadcast_in_dim(np.arange(0, 32, width, dtype=np.uint32), shape, (axis,))
-        field = jax.lax.bitwise_and(jax.lax.shift_right_logical(spread, shift), jnp.uint32(2**width - 1))
+        field = jax.lax.bitwise_and(jax.lax.shift_right_logical(spread, shift), np.uint32(2**width - 1))
         field = jax.lax.reshape(field, (*lead, tiles * tile, cols))
-        parts.append(jax.lax.shift_left(field, jnp.uint32(offset)) if offset else field)
-    codes = functools.reduce(jax.lax.bitwise_or, parts).astype(jnp.uint8)
+        parts.append(jax.lax.shift_left(field, np.uint32(offset)) if offset else field)
+    codes = jax.lax.convert_element_type(functools.reduce(jax.lax.bitwise_or, parts), np.uint8)
     return codes if tiles * tile == rows else jax.lax.slice_in_dim(codes, 0, rows, axis=len(lead))
 
 
