@@ -15,6 +15,7 @@ COLOURS = {
     "GPTQ mse": "#5aa9e6",
     "GPTQ hessian": "#0b3c6f",
     "GPTQ k-means": "#d1603d",
+    "GPTQ streaming": "#3f7fa6",
     "GPTQ tuned": "#0b3c6f",
     "SpQR": "#2f9e6e",
     "SqueezeLLM": "#a8641a",

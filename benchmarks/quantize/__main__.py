@@ -1,11 +1,9 @@
 """``python -m benchmarks.quantize [--only WORD ...] [--quick]``: writes ``results/quantize.json`` and ``.png``."""
 
-import argparse
 import sys
-from pathlib import Path
 
-from benchmarks.one_process import chosen, measure_rows, run_module
-from benchmarks.provenance import RESULTS, provenance, read_result
+from benchmarks.one_process import measure_rows, row_arguments, run_module
+from benchmarks.provenance import provenance, read_result
 from benchmarks.quantize.methods import runs
 from benchmarks.quantize.plot import plot
 
@@ -17,22 +15,18 @@ _SETTING = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, writes after every row, and plots."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize", description="Seconds, memory, perplexity.")
-    parser.add_argument("--only", action="append", metavar="WORD", help="rows whose name holds WORD; keeps the others")
-    parser.add_argument("--quick", action="store_true", help="two blocks, short windows; shows that it works")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of results")
-    args = parser.parse_args(arguments)
-    if args.quick and args.results == RESULTS:
-        parser.error("--quick gives no evidence: name another folder with --results")
-    path, flags = args.results / "quantize.json", ["--quick"] if args.quick else []
     names = [run.name for run in runs()]
-    try:
-        todo = chosen(names, args.only)
-    except ValueError as error:
-        parser.error(str(error))
+    todo, flags, results = row_arguments(
+        "python -m benchmarks.quantize",
+        "Seconds, memory, perplexity.",
+        names,
+        "two blocks, short windows; shows that it works",
+        arguments,
+    )
+    path = results / "quantize.json"
     command = " ".join(["python -m benchmarks.quantize", *flags])
     speed = (read_result(path) or {"speed": None})["speed"]
-    if not args.only or speed is None:
+    if todo == names or speed is None:
         speed = {**run_module("benchmarks.quantize.speed", *flags), **provenance(command)}
         print(f"calibration at {speed['ratio']:.2f} of the FLOP/s of a plain forward pass", flush=True)
 
@@ -42,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{row['cpu_seconds']:6.1f} CPU s  {row['peak_mb']} MB",
             flush=True,
         )
-        plot(result, args.results / "quantize.png")
+        plot(result, results / "quantize.png")
 
     about = {"setting": _SETTING, "speed": speed}
     measure_rows("benchmarks.quantize.row", todo, names, path, command, flags, about, after)

@@ -11,7 +11,7 @@ def plot(result: dict, path: Path) -> None:
     reference = [row["perplexity"] for row in result["rows"] if row["method"] == "float32"]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     with plotting() as plt:
-        figure, (quality, cost) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(3, 2))
+        figure, (quality, cost) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", width_ratios=(3, 2))
         for method in methods:
             points = sorted((row["bits_per_weight"], row["perplexity"]) for row in rows if row["method"] == method)
             own = [point for point in points if point[1] <= SPEAKS]
@@ -28,13 +28,14 @@ def plot(result: dict, path: Path) -> None:
         )
         plain_log_labels(quality)
         quality.legend()
-        bars = [row for row in rows if ", 3 bits" in row["name"]]
-        names = [row["method"] for row in bars]
-        cost.barh(names, [row["cpu_seconds"] for row in bars], color=[COLOURS[name] for name in names])
+        bars = [row for row in rows if row["method"] not in ("RTN", "GPTQ") or ", 3 bits" in row["name"]]
+        bars.sort(key=lambda row: row["cpu_seconds"])
+        colours = [COLOURS[row["method"]] for row in bars]
+        cost.barh([row["name"] for row in bars], [row["cpu_seconds"] for row in bars], color=colours)
         for place, row in enumerate(bars):
             cost.annotate(f" {row['peak_mb'] / 1000:.2f} GB peak", (row["cpu_seconds"], place), va="center", fontsize=9)
         cost.margins(x=0.35)
         cost.invert_yaxis()
         cost.grid(axis="y", visible=False)
-        cost.set(xlabel="CPU seconds, compilation included", title="Cost at 3 bits")
+        cost.set(xlabel="CPU seconds, compilation included", title="Cost")
         figure.savefig(path)

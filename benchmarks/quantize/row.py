@@ -15,10 +15,13 @@ import jax
 import numpy as np
 
 from benchmarks import language_model as lm
+from benchmarks.claims.squeezellm import fisher_information
 from benchmarks.quantize.methods import Run, run_named
 from compressjax.checkpoint import load_model, open_model
 from compressjax.driver import statistic_for
+from compressjax.evaluation.perplexity import perplexity
 from compressjax.freed_memory import map_large_arrays
+from compressjax.ops import dense
 from compressjax.quantization import quantize
 from compressjax.streaming import compress_model
 
@@ -41,7 +44,7 @@ def measure(run: Run, quick: bool) -> dict:
         "method": run.method,
         "config": None if run.cfg is None else repr(run.cfg),
         "bits_per_weight": round(lm.bits_per_weight(params), 4),
-        "perplexity": lm.perplexity_of(bed, params, text),
+        "perplexity": perplexity(bed.logits, params if run.inputs else dense(params), text).perplexity,
         "wall_seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1),
         "peak_mb": round(peak),
@@ -57,7 +60,13 @@ def _needs_data(run: Run) -> bool:
 def _in_memory(run: Run, bed: lm.TestBed, tokens: np.ndarray | None) -> dict:
     if run.cfg is None:
         return bed.params
-    params = quantize(bed.params, run.cfg) if tokens is None else lm.blockwise(bed, run.cfg, tokens)
+    if tokens is None:
+        params = quantize(bed.params, run.cfg)
+    elif run.fisher:
+        few = tokens.reshape(-1, tokens.shape[1] // 2)[:32]
+        params = quantize(bed.params, run.cfg, stats=fisher_information(bed, few))
+    else:
+        params = lm.blockwise(bed, run.cfg, tokens)
     return jax.block_until_ready(params)
 
 

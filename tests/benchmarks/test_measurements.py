@@ -117,7 +117,7 @@ def test_ratios_take_the_worst_point():
 
 def test_rows_have_names_of_their_own():
     assert len({run.name for run in runs()}) == len(runs())
-    assert run_named("GPTQ k-means, 2 bits").cfg.levels == "kmeans"
+    assert run_named("GPTQ k-means, 3 bits").cfg.levels == "kmeans"
     with pytest.raises(ValueError, match="no row 'GPTQ, 5 bits'"):
         run_named("GPTQ, 5 bits")
 
