@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.affine_matmul import gradients
+from pallas_kernels.affine_matmul import gradients, jax_triton
 from pallas_kernels.affine_matmul.config import choose_config
 from pallas_kernels.affine_matmul.layout import AffineLayout, check_arrays
 from pallas_kernels.affine_matmul.mosaic_config import MosaicConfig, misfit, mosaic_config, needs_hopper
@@ -36,9 +36,9 @@ def affine_matmul(
       scale: float ``[groups, cols]``.
       zero: of the kind ``layout`` names: uint32 ``[groups, words of the outputs]``, float ``[groups, cols]`` or None.
       layout: what is fixed about the matrix.
-      implementation: "triton", "xla", "interpret" (the Triton kernel run by the host, for tests), or "mosaic" (for
-        Hopper and at least 128 rows of activations, forward only; gradients are Triton's); None takes the Triton
-        kernel on a GPU and XLA elsewhere.
+      implementation: "triton" (Pallas), "xla", "interpret" (the Pallas kernel run by the host, for tests), "mosaic"
+        (for Hopper and at least 128 rows of activations) or "jax-triton" (a kernel in Triton's own language); the
+        last two are forward only and take Pallas' gradients. None takes the Pallas kernel on a GPU, XLA elsewhere.
       config: block sizes, a :class:`MosaicConfig` for "mosaic"; those measured on this machine or chosen by rule when
         None.
 
@@ -54,7 +54,13 @@ def affine_matmul(
     given = config if isinstance(config, MosaicConfig) else None
     hopper = needs_hopper() or misfit(m, x.dtype, scale.dtype, layout, given)
     # Triton's comes first even where both can run: neither was timed yet, and it takes every shape.
-    ways = {"triton": needs_gpu(), "xla": None, "interpret": None, "mosaic": hopper}
+    ways = {
+        "triton": needs_gpu(),
+        "xla": None,
+        "interpret": None,
+        "mosaic": hopper,
+        "jax-triton": jax_triton.refusal(x.dtype, layout),
+    }
     name = choose("affine_matmul", implementation, ways)
     if name == "xla" or m == 0:
         return affine_matmul_xla(x, codes, scale, zero, layout)
@@ -63,7 +69,11 @@ def affine_matmul(
         raise TypeError(f"affine_matmul: config must be a {wanted} for {name!r}, got {type(config).__name__}")
     operands = varying_alike(rows, codes, scale, zero)
     if name == "mosaic":
-        y = _product(layout, given or mosaic_config(m, layout), False, *operands)
+        y = _product(layout, given or mosaic_config(m, layout), name, *operands)
+        return y.reshape(*x.shape[:-1], layout.cols)
+    if name == "jax-triton":
+        blocks = config or jax_triton.jax_triton_config(m, layout, x.dtype)
+        y: jax.Array = _product(layout, blocks, name, *operands)
         return y.reshape(*x.shape[:-1], layout.cols)
     chosen = choose_config(m, layout, x.dtype, config)  # pyright: ignore[reportArgumentType] - of its kind by now
     if chosen.tiles < least_tiles(layout.packing.run):
@@ -71,25 +81,28 @@ def affine_matmul(
             f"affine_matmul: config.tiles must be at least {least_tiles(layout.packing.run)} for {layout.bits} bits at "
             f"tile {layout.tile}, or a product is less than 16 deep; got {chosen.tiles}"
         )
-    y: jax.Array = _product(layout, chosen, name == "interpret", *operands)
+    y: jax.Array = _product(layout, chosen, name, *operands)
     return y.reshape(*x.shape[:-1], layout.cols)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _product(layout, config, interpret, x, codes, scale, zero):
-    if isinstance(config, MosaicConfig):
+def _product(layout, config, name, x, codes, scale, zero):
+    if name == "mosaic":
         from pallas_kernels.affine_matmul.mosaic import affine_matmul_mosaic  # a second to import, for few who ask
 
-        return affine_matmul_mosaic(x, codes, scale, zero, layout, config, interpret=interpret)
-    return affine_matmul_triton(x, codes, scale, zero, layout, config, interpret=interpret)
+        return affine_matmul_mosaic(x, codes, scale, zero, layout, config)
+    if name == "jax-triton":
+        return jax_triton.affine_matmul_jax_triton(x, codes, scale, zero, layout, config)
+    return affine_matmul_triton(x, codes, scale, zero, layout, config, interpret=name == "interpret")
 
 
-def _forward(layout, config, interpret, x, codes, scale, zero):
-    return _product(layout, config, interpret, x, codes, scale, zero), (x, codes, scale, zero)
+def _forward(layout, config, name, x, codes, scale, zero):
+    return _product(layout, config, name, x, codes, scale, zero), (x, codes, scale, zero)
 
 
-def _backward(layout, config, interpret, saved, y_bar):
+def _backward(layout, config, name, saved, y_bar):
     x, codes, scale, zero = saved
+    interpret = name == "interpret"
     blocks = gradients.activation_config(x.shape[0], layout, x.dtype)
     x_bar = gradients.activation_gradient(y_bar, codes, scale, zero, layout, blocks, interpret=interpret)
     if fields_share_groups(layout.packing, layout.group, least_tiles(layout.packing.run)):

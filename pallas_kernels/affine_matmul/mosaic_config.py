@@ -3,11 +3,10 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels.affine_matmul.layout import AffineLayout
-from pallas_kernels.backends.choose import needs_gpu
+from pallas_kernels.backends.choose import default_device, needs_gpu
 
 PREFILL_ROWS = 128
 OUTPUTS = 64
@@ -83,8 +82,7 @@ def needs_hopper() -> str | None:
     reason = needs_gpu()
     if reason is not None:
         return reason
-    device: Any = getattr(jax.config, "jax_default_device")  # noqa: B009 - a flag that type checkers do not know
-    device = jax.devices()[0] if device is None or isinstance(device, str) else device
+    device = default_device()
     capability = str(getattr(device, "compute_capability", "unknown"))
     if capability == "9.0":
         return None

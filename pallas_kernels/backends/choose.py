@@ -1,19 +1,39 @@
 """Which implementation of an operation runs, and why one that was asked for cannot."""
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-IMPLEMENTATIONS = ("triton", "mosaic", "interpret", "xla")
+
+def _named_device() -> Any:
+    return getattr(jax.config, "jax_default_device")  # noqa: B009 - a flag that type checkers do not know
 
 
 def on_gpu() -> bool:
     """Whether what is traced now is for a GPU: the default device, which may be one that is only described."""
-    device: Any = getattr(jax.config, "jax_default_device")  # noqa: B009 - a flag that type checkers do not know
+    device = _named_device()
     if device is None or isinstance(device, str):
         return (device or jax.default_backend()) in ("gpu", "cuda")
     return device.platform in ("gpu", "cuda")
+
+
+def default_device() -> Any:
+    """The device that what is traced now is for; it may be one that is only described."""
+    device = _named_device()
+    return jax.devices()[0] if device is None or isinstance(device, str) else device
+
+
+def capability() -> int:
+    """Compute capability of the default device, a GPU: 80 for 8.0."""
+    major, minor = str(default_device().compute_capability).split(".")
+    return 10 * int(major) + int(minor)
+
+
+def installed(module: str) -> str | None:
+    """Reason why what needs a module cannot run, or None."""
+    return None if importlib.util.find_spec(module) else f"{module} is not installed"
 
 
 def choose(op: str, asked: str | None, refusals: Mapping[str, str | None]) -> str:

@@ -14,7 +14,7 @@ from unittest import mock
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from pallas_kernels.proof import mosaic_dump, toolchain
+from pallas_kernels.proof import mosaic_dump, toolchain, triton_record
 from pallas_kernels.proof.launch import Launch
 from pallas_kernels.proof.targets import Target, described_device
 
@@ -62,7 +62,9 @@ def compile_for(fn: Callable[..., Any], args: Any, target: Target, *, donate: tu
     with tempfile.TemporaryDirectory() as folder, compiling_for(target) as device:
         sharding = SingleDeviceSharding(device)
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), args)
-        lowered = jax.jit(fn, donate_argnums=donate).trace(*shapes).lower(lowering_platforms=("cuda",))
+        traced = jax.jit(fn, donate_argnums=donate).trace(*shapes)
+        with triton_record.recording() as in_triton:
+            lowered = traced.lower(lowering_platforms=("cuda",))
         # Dumping the PTX only: any wider pattern makes every later compilation many times slower.
         with mosaic_dump.dumping(folder) as dump:
             compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_emitter_re": "ptx"})
@@ -71,8 +73,9 @@ def compile_for(fn: Callable[..., Any], args: Any, target: Target, *, donate: tu
         thunks = "\n".join(f.read_text(encoding="utf-8") for f in files if f.name.endswith("thunk_sequence.txt"))
         hlo = str(compiled.as_text())
         mosaic_ptx, mosaic_launches = mosaic_dump.kernels(dump, hlo)
-    launches = parse_launches(thunks) | mosaic_launches
-    return Program(compiled, hlo, ptx + mosaic_ptx, launches, time.perf_counter() - start)
+    launches = parse_launches(thunks) | mosaic_launches | {name: launch for name, (_, launch) in in_triton.items()}
+    ptx += mosaic_ptx + tuple(text for text, _ in in_triton.values())
+    return Program(compiled, hlo, ptx, launches, time.perf_counter() - start)
 
 
 _THUNK = re.compile(
