@@ -14,7 +14,15 @@ from benchmarks.kernels.table import HEADER, cells
 from benchmarks.provenance import RESULTS, provenance, read_result, write_result
 
 PRODUCTS = ("affine_matmul", "codebook_matmul", "outlier_matmul", "sign_lowrank_matmul")
-PASSES = ("quantize_pack", "blockwise_adam", "hadamard", "topk_pack", "group_sparse_matmul", "kv_attention")
+PASSES = (
+    "quantize_pack",
+    "blockwise_adam",
+    "hadamard",
+    "topk_pack",
+    "group_sparse_matmul",
+    "kv_attention",
+    "w4ax_matmul",
+)
 OPERATIONS = (*PRODUCTS, *PASSES)
 
 

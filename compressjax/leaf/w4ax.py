@@ -21,6 +21,7 @@ from compressjax.numerics.integer_blocks import (
 )
 from compressjax.numerics.nibbles import pack_nibbles, unpack_nibbles, widen_nibbles
 from compressjax.ops import dense, logical_shape, matmul
+from compressjax.ops.on_gpu import KERNEL_ACTIVATIONS, kernel_or_formula
 
 
 @leaf(static=("block", "hi_bits", "lo_bits", "act_clip", "shape"))
@@ -223,9 +224,43 @@ def _reach(x, w):
 
 
 @matmul.register(W4Ax)
-@jax.jit
 def _matmul(x, w: W4Ax):
     """Integer products; straight through the rounding of ``x`` in reverse mode."""
+    return kernel_or_formula(_matmul_kernel, _matmul_formula, kernel_refusal(x, w), x, w)
+
+
+@jax.jit
+def _matmul_formula(x, w: W4Ax):
     flat = x.reshape(-1, x.shape[-1])
     y = _product(flat.astype(jnp.float32), w)
     return y.reshape(*x.shape[:-1], w.shape[1]).astype(x.dtype)
+
+
+def _matmul_kernel(x, w: W4Ax):
+    from pallas_kernels.w4ax_matmul import w4ax_matmul
+
+    return w4ax_matmul(x, *kernel_operands(w), implementation="triton")
+
+
+def kernel_operands(w: W4Ax):
+    """Arrays and layout of an unstacked leaf as ``pallas_kernels.w4ax_matmul`` takes them."""
+    from pallas_kernels.w4ax_matmul import W4AxLayout, W4AxWeight
+
+    (rows, cols), bits = w.shape, {"hi_bits": w.hi_bits, "lo_bits": w.lo_bits}
+    layout = W4AxLayout(block=w.block, rows=rows, cols=cols, act_clip=w.act_clip, **bits)
+    return W4AxWeight(w.codes, w.scale, w.perm, w.n_hi), layout
+
+
+def kernel_refusal(x: jax.Array, w: W4Ax) -> str | None:
+    """Why the GPU kernel does not take this product, or None."""
+    if w.scale.ndim > 2:
+        return "the weight is a stack of layers"
+    if w.hi_bits > 8:
+        return f"activation codes of {w.hi_bits} bits are no bytes"
+    if w.block < 64:
+        return f"half a block of {w.block} inputs is less deep than a tensor-core product of bytes"
+    if w.shape[1] % 2:
+        return f"outputs are read in pairs, and there are {w.shape[1]}"
+    if x.dtype.name not in KERNEL_ACTIVATIONS:
+        return f"activations are {x.dtype.name}"
+    return None

@@ -109,6 +109,24 @@ def dot(a: jax.Array, b: jax.Array, *, interpret: bool) -> jax.Array:
     return lax.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
+def assembly(source: str, operand: jax.Array, dtype: Any, *, words: int, pack: int) -> jax.Array:
+    """PTX applied to every element of an array; what the host runs must be written beside it.
+
+    Args:
+      source: instructions that make the word ``$0`` of ``pack`` results from the words ``$1, $2, ..`` of as many
+        elements.
+      operand: the array, of 8 or 16 bits.
+      dtype: of the result, 8 bits.
+      words: 32-bit words that ``pack`` elements of the operand fill.
+      pack: elements that the instructions take at a time, 4.
+    """
+    kind = jax.ShapeDtypeStruct(operand.shape, dtype)
+    constraints = ",".join(["=r", *["r"] * words])
+    return plt.elementwise_inline_asm(
+        source, args=[operand], constraints=constraints, pack=pack, result_shape_dtypes=[kind]
+    )[0]
+
+
 def unrolled(count: int, step: Callable[[Any, Any], Any], carry: Any, *, interpret: bool) -> Any:
     """``step(i, carry)`` for ``i = 0 .. count - 1``, written out for a GPU.
 

@@ -8,6 +8,7 @@ import pytest
 
 from compressjax.distributed import QSGD, BlockTopK, MinMax
 from compressjax.leaf.group_sparse import GroupSparse
+from compressjax.leaf.w4ax import W4Ax
 from compressjax.ops import matmul
 from compressjax.training.eight_bit import adamw_8bit
 from pallas_kernels.proof.compile import compile_for
@@ -20,7 +21,7 @@ def kernels(fn, *shapes) -> list[str]:
     """Names of the kernels of this library in the compiled program."""
     program = compile_for(fn, shapes, H100)
     found = {name for ptx in program.ptx for name in re.findall(r"\.entry (\w+)", ptx)}
-    ours = "quantize_pack|unpack_dequantize|blockwise_adam|topk_pack|group_sparse"
+    ours = "quantize_pack|unpack_dequantize|blockwise_adam|topk_pack|group_sparse|w4ax"
     return sorted(name for name in found if re.match(ours, name))
 
 
@@ -67,3 +68,19 @@ def test_leaves_with_stored_groups(compiler):
     x = jax.ShapeDtypeStruct((1, 512), jnp.bfloat16)
     assert kernels(matmul, x, w) == ["group_sparse_matmul_w4_ell"]
     assert kernels(matmul, jax.ShapeDtypeStruct((64, 512), jnp.bfloat16), w) == []
+
+
+def test_leaves_that_round_what_they_read(compiler):
+    w = W4Ax(
+        codes=jax.ShapeDtypeStruct((128, 96), jnp.uint8),
+        scale=jax.ShapeDtypeStruct((2, 96), jnp.float16),
+        perm=jax.ShapeDtypeStruct((256,), jnp.uint16),
+        n_hi=jax.ShapeDtypeStruct((), jnp.int32),
+        block=128,
+        hi_bits=8,
+        lo_bits=4,
+        act_clip=1.0,
+        shape=(256, 96),
+    )
+    assert kernels(matmul, jax.ShapeDtypeStruct((1, 256), jnp.bfloat16), w) == ["w4ax_matmul_fused"]
+    assert kernels(matmul, jax.ShapeDtypeStruct((2, 64, 256), jnp.bfloat16), w) == ["w4ax_matmul", "w4ax_quantize"]
