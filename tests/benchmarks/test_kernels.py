@@ -36,7 +36,9 @@ def test_times_are_medians_per_call():
     assert all(jnp.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("op", ["outlier_matmul", "sign_lowrank_matmul", "blockwise_adam", "group_sparse_matmul"])
+@pytest.mark.parametrize(
+    "op", ["outlier_matmul", "sign_lowrank_matmul", "blockwise_adam", "group_sparse_matmul", "w4ax_matmul"]
+)
 def test_random_arguments_are_made_valid(op):
     """The smallest case of each operation whose arguments name places or must be positive."""
     case = min(proofs.cases(op), key=lambda case: case.least_bytes)
@@ -53,6 +55,10 @@ def test_random_arguments_are_made_valid(op):
         x, stored = args
         assert int(stored.index.max()) < x.shape[1] // 16
         assert int(stored.row_ptr[-1]) == stored.index.shape[0]
+    elif op == "w4ax_matmul":
+        x, weight = args
+        assert jnp.array_equal(jnp.sort(weight.perm), jnp.arange(x.shape[1], dtype=weight.perm.dtype))
+        assert 0 <= int(weight.n_hi) <= weight.scale.shape[0]
     else:
         assert int(args[1].loaded) == args[1].slots.shape[0] == args[1].signs.shape[0]
 
