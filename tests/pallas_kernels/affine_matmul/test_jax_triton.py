@@ -26,23 +26,6 @@ IN_TRITON = [case for case in CASES if case.name.endswith("-jax-triton")]
 SCRIPT = Path(__file__).with_name("interpret_triton.py")
 
 
-def words(rng, *shape):
-    return rng.integers(0, 2**32, shape, dtype=np.uint32)
-
-
-def problem(m, layout):
-    rng = np.random.default_rng(0)
-    scale = rng.uniform(0.5, 1.5, (layout.groups, layout.cols)) * rng.choice([-1, 1], (layout.groups, layout.cols))
-    zero_words = layout.zero_packing.tiles * layout.zero_packing.words
-    zero = {
-        "none": None,
-        "real": rng.uniform(0, 2**layout.bits, scale.shape).astype(np.float16),
-        "int": words(rng, layout.groups, zero_words),
-    }[layout.zero_kind]
-    codes = words(rng, layout.packing.tiles * layout.packing.words, layout.cols)
-    return rng.normal(size=(m, layout.rows)).astype(np.float16), codes, scale.astype(np.float16), zero
-
-
 @pytest.mark.parametrize(
     "m, layout, splits",
     [
@@ -53,11 +36,11 @@ def problem(m, layout):
     ],
     ids=["w4-int-odd", "w8-real-splits", "w2-none-one-group", "w8-int"],
 )
-def test_numbers_against_float64(m, layout, splits, tmp_path):
+def test_numbers_against_float64(m, layout, splits, tmp_path, random_product):
     pytest.importorskip("triton", reason="needs Triton")
     layout = AffineLayout(**layout)
     assert jax_triton.misfit("float16", layout) is None
-    x, codes, scale, zero = problem(m, layout)
+    x, codes, scale, zero = random_product(m, layout, "float16")
     config = ProductConfig(block_m=16, block_n=16, tiles=1, splits=splits, warps=4, stages=2)
     meta = jax_triton.constants(m, layout, config)
     np.savez(
@@ -74,7 +57,7 @@ def test_numbers_against_float64(m, layout, splits, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     y = np.load(tmp_path / "out.npy").sum(axis=0)
     w = affine_reference(np.eye(layout.rows), codes, scale, zero, np.zeros((layout.rows, layout.cols)), layout).y
-    x64 = x.astype(np.float64)
+    x64 = np.asarray(x, np.float64)
     error = np.abs(y - x64 @ w)  # a weight is rounded once to float16; sums are float32
     assert np.all(error <= 2.0**-10 * (np.abs(x64) @ np.abs(w))), error.max()
 
@@ -95,12 +78,10 @@ def test_what_does_not_fit_is_said(changed, dtype, what):
     assert what in str(jax_triton.misfit(dtype, AffineLayout(**(LAYOUT | changed))))
 
 
-def test_without_a_gpu_it_says_why():
-    x, codes, scale, zero = problem(1, AffineLayout(**LAYOUT))
+def test_without_a_gpu_it_says_why(random_product):
+    arrays, layout = random_product(1, AffineLayout(**LAYOUT)), AffineLayout(**LAYOUT)
     with pytest.raises(ValueError, match="implementation='jax-triton' cannot run: it needs an NVIDIA GPU"):
-        affine_matmul(
-            jnp.asarray(x), codes, jnp.asarray(scale), zero, AffineLayout(**LAYOUT), implementation="jax-triton"
-        )
+        affine_matmul(*arrays, layout, implementation="jax-triton")
 
 
 def test_it_is_not_taken_unasked(compiler):

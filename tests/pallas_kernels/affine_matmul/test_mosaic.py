@@ -5,7 +5,6 @@ import json
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,23 +33,6 @@ def committed_rows():
     return json.loads((RESULTS / "kernels_affine_matmul.json").read_text(encoding="utf-8"))["rows"]
 
 
-def words(rng, *shape):
-    return jnp.asarray(rng.integers(0, 2**32, shape, dtype=np.uint32))
-
-
-def problem(m, layout, dtype="bfloat16"):
-    rng = np.random.default_rng(0)
-    scale = rng.uniform(0.5, 1.5, (layout.groups, layout.cols)) * rng.choice([-1, 1], (layout.groups, layout.cols))
-    zero_words = layout.zero_packing.tiles * layout.zero_packing.words
-    zero = {
-        "none": None,
-        "real": jnp.asarray(rng.uniform(0, 2**layout.bits, scale.shape), jnp.float16),
-        "int": words(rng, layout.groups, zero_words),
-    }[layout.zero_kind]
-    codes = words(rng, layout.packing.tiles * layout.packing.words, layout.cols)
-    return jnp.asarray(rng.normal(size=(m, layout.rows)), dtype), codes, jnp.asarray(scale, jnp.float16), zero
-
-
 CASES_HERE = {
     # Two tiles in two steps each, two steps a group, and rows of activations beyond a block.
     "w4-int": (130, dict(bits=4, group=128, tile=128, rows=256, cols=64, zero_kind="int"), ONE),
@@ -62,9 +44,9 @@ CASES_HERE = {
 
 
 @pytest.mark.parametrize("m, layout, config", CASES_HERE.values(), ids=CASES_HERE)
-def test_numbers_against_float64(m, layout, config):
+def test_numbers_against_float64(m, layout, config, random_product):
     layout = AffineLayout(**layout)
-    x, codes, scale, zero = problem(m, layout, "float16" if layout.zero_kind == "real" else "bfloat16")
+    x, codes, scale, zero = random_product(m, layout, "float16" if layout.zero_kind == "real" else "bfloat16")
     assert misfit(m, x.dtype, scale.dtype, layout, config) is None
     y = affine_matmul_mosaic(x, codes, scale, zero, layout, config, interpret=True)
     none = np.zeros((layout.rows, layout.cols))
@@ -116,9 +98,9 @@ def test_where_it_cannot_run_it_says_why(compiler):
         assert jax.eval_shape(call, *shapes).shape == (512, 4096)
 
 
-def test_a_config_of_the_other_kind_is_refused(monkeypatch):
+def test_a_config_of_the_other_kind_is_refused(monkeypatch, random_product):
     monkeypatch.setattr(api, "needs_hopper", lambda: None)
-    x, codes, scale, zero = problem(128, LAYOUT)
+    x, codes, scale, zero = random_product(128, LAYOUT)
     other = api.choose_config(128, LAYOUT, x.dtype)
     with pytest.raises(TypeError, match="config must be a MosaicConfig for 'mosaic', got ProductConfig"):
         affine_matmul(x, codes, scale, zero, LAYOUT, implementation="mosaic", config=other)
