@@ -13,7 +13,7 @@ import time
 from benchmarks.kernels.table import HEADER, cells
 from benchmarks.provenance import RESULTS, provenance, read_result, write_result
 
-PRODUCTS = ("affine_matmul", "codebook_matmul", "outlier_matmul", "sign_lowrank_matmul")
+PRODUCTS = ("affine_matmul", "codebook_matmul", "additive_matmul", "outlier_matmul", "sign_lowrank_matmul")
 PASSES = (
     "quantize_pack",
     "blockwise_adam",

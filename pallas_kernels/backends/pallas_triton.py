@@ -87,10 +87,14 @@ def iota(length: int) -> jax.Array:
     return lax.iota(jnp.int32, length)
 
 
-def load(ref: Any, *where: Any, mask: jax.Array | None = None) -> jax.Array:
-    """``ref[where]`` for integer arrays that broadcast; 0 where ``mask`` is False."""
+def load(ref: Any, *where: Any, mask: jax.Array | None = None, past_cache: bool = False) -> jax.Array:
+    """``ref[where]`` for integer arrays that broadcast; 0 where ``mask`` is False.
+
+    With ``past_cache`` the first-level cache is not asked, where JAX can say so to Triton: from 0.12 on.
+    """
     other = None if mask is None else jnp.zeros((), ref.dtype)
-    return plt.load(ref.at[where], mask=mask, other=other)
+    cache = ".cg" if past_cache and jax.__version_info__ >= (0, 12) else None
+    return plt.load(ref.at[where], mask=mask, other=other, cache_modifier=cache)
 
 
 def store(ref: Any, value: jax.Array, *where: Any, mask: jax.Array | None = None) -> None:
