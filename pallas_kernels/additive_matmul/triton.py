@@ -3,7 +3,8 @@
 A thread of a tensor-core product holds, of one column, pairs of inputs that lie eight apart, and four threads share a
 column. The order of the inputs is free as long as both operands have the same, so it is chosen such that the pairs of a
 thread are one group: each thread looks up the vectors of its own groups, 16 bytes at a time, adds them, and has the
-operand in its registers. Weights never meet shared memory, except where Hopper's products of 64 rows want them there.
+operand in its registers. With few rows of activations no weight meets shared memory; with many, Hopper's products want
+them there, and so do the warps of other GPUs that share outputs.
 """
 
 import math
@@ -18,6 +19,7 @@ from pallas_kernels.additive_matmul.layout import AdditiveLayout
 from pallas_kernels.backends import pallas_triton as triton
 
 _CACHED_BYTES = 64 * 2**10  # codebooks beyond this do not stay in the first-level cache
+_LOAD_BYTES = 16  # the most that a thread loads at a time
 _WORDS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32}
 
 
@@ -42,6 +44,9 @@ def additive_matmul_triton(
     partial = config.splits > 1
     ragged = layout.groups % taken != 0
     beyond_cache = codebooks.size * codebooks.dtype.itemsize > _CACHED_BYTES
+    # A load gives a thread 16 bytes; longer vectors are read in pieces, side by side, so that one thread has them all.
+    piece = min(group, _LOAD_BYTES // codebooks.dtype.itemsize)
+    pieces = group // piece
     # Two numbers of a 16-bit dtype fill a register; a float32 has one of its own.
     together = 4 // x.dtype.itemsize
     # One addition of two such numbers rounds once, as the product needs; more are added in float32.
@@ -56,7 +61,8 @@ def additive_matmul_triton(
         first = split * jnp.int32(per_split)
         last = jnp.minimum(first + jnp.int32(per_split), jnp.int32(steps))
         lane = triton.iota(LANES)[None, None, :]
-        element = triton.iota(group)[None, None, None, :]
+        nth_piece = (triton.iota(pieces) * jnp.int32(piece))[None, :, None, None, None]
+        element = nth_piece + triton.iota(piece)[None, None, None, None, :]
 
         def groups_of(index):
             """Groups of a step, int32 ``[quads, 1, LANES]``."""
@@ -83,15 +89,15 @@ def additive_matmul_triton(
             return load_words(known), load_x(known)
 
         def vectors(index, words):
-            """Sums of the vectors of every group, ``[quads, block_n, LANES, group]``."""
-            words = words[..., None]
+            """Sums of the vectors of every group, ``[quads, pieces, block_n, LANES, piece]``."""
+            words = words[:, None, :, :, None]
             inside = exists(index)
             total = None
             for book in range(layout.books):
                 code = words >> jnp.asarray(book * bits, words.dtype) if book else words
                 code = code & jnp.asarray(2**bits - 1, words.dtype) if layout.books > 1 else code
                 where = (jnp.int32(book), code.astype(jnp.int32), element)
-                mask = None if inside is None else inside[..., None]
+                mask = None if inside is None else inside[:, None, :, :, None]
                 vector = triton.load(books_ref, *where, mask=mask, past_cache=beyond_cache)
                 vector = vector if bare else vector.astype(jnp.float32)
                 total = vector if total is None else total + vector
@@ -101,10 +107,11 @@ def additive_matmul_triton(
         def step(index, carry):
             total, words, acts = carry
             later = ahead(index + jnp.int32(1))
-            w = vectors(index, words).reshape(quads, block_n, LANES, group // together, together)
-            w = lax.transpose(w, (0, 3, 2, 4, 1)).reshape(depth, block_n)
-            acts = acts.reshape(block_m, quads, LANES, group // together, together)
-            acts = lax.transpose(acts, (0, 1, 3, 2, 4)).reshape(block_m, depth)
+            runs = (pieces, piece // together, together)
+            w = vectors(index, words).reshape(quads, pieces, block_n, LANES, *runs[1:])
+            w = lax.transpose(w, (0, 1, 4, 3, 5, 2)).reshape(depth, block_n)
+            acts = acts.reshape(block_m, quads, LANES, *runs)
+            acts = lax.transpose(acts, (0, 1, 3, 4, 2, 5)).reshape(block_m, depth)
             return total + triton.dot(acts, w, interpret=interpret), *later
 
         zeros = jnp.zeros((block_m, block_n), jnp.float32)

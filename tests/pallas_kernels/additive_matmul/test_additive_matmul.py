@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.provenance import RESULTS, read_result
 from pallas_kernels.additive_matmul import AdditiveLayout, additive_matmul
-from pallas_kernels.additive_matmul.config import AdditiveConfig, choose_config
+from pallas_kernels.additive_matmul.config import LANES, AdditiveConfig, choose_config
 from pallas_kernels.additive_matmul.reference import additive_matrix, additive_reference
 from pallas_kernels.additive_matmul.specs import SPECS
 
@@ -74,19 +75,20 @@ def test_forward_against_float64(light_jit, name):
         check(y, arrays, layout)
 
 
-def test_every_pair_of_codes_is_its_two_vectors(light_jit):
-    """Small integers are exact: any vector taken from another place shows."""
-    layout = AdditiveLayout(books=2, entries=4, group=8, rows=32, cols=16)
+@pytest.mark.parametrize("group, dtype, books_dtype", [(8, "float32", "float32"), (16, "bfloat16", "bfloat16")])
+def test_every_pair_of_codes_is_its_two_vectors(light_jit, group, dtype, books_dtype):
+    """Small integers are exact: any number of a vector that is taken from another place shows."""
+    layout = AdditiveLayout(books=2, entries=4, group=group, rows=4 * group, cols=16)
     pairs = np.array(list(itertools.product(range(4), repeat=2)))
     codes = jnp.asarray(np.stack([np.roll(pairs, i, axis=0) for i in range(4)]), jnp.uint8)
-    codebooks = jnp.arange(64, dtype=jnp.float32).reshape(2, 4, 8)
-    scale = jnp.asarray(2.0 ** (np.arange(16) % 3), jnp.float32)
+    codebooks = jnp.arange(8 * group, dtype=books_dtype).reshape(layout.books_shape)
+    scale = jnp.asarray(2.0 ** (np.arange(16) % 3), books_dtype)
 
     def call(x):
         return additive_matmul(x, codes, codebooks, scale, layout, implementation="interpret", config=SMALL)
 
-    w = light_jit(call)(jnp.eye(32, dtype=jnp.float32))
-    np.testing.assert_array_equal(w, additive_matrix(codes, codebooks, scale, layout))
+    w = light_jit(call)(jnp.eye(4 * group, dtype=dtype))
+    np.testing.assert_array_equal(w.astype(jnp.float32), additive_matrix(codes, codebooks, scale, layout))
 
 
 def test_backward(light_jit):
@@ -227,6 +229,19 @@ def test_one_that_cannot_run_says_why():
     layout = AdditiveLayout(books=1, entries=4, group=4, rows=16, cols=8)
     with pytest.raises(ValueError, match="implementation='triton' cannot run: it needs an NVIDIA GPU"):
         additive_matmul(*problem(1, layout), layout, implementation="triton")
+
+
+def test_weights_of_few_rows_never_meet_shared_memory():
+    """What the committed kernels have of it holds a step of 16 rows of activations, float32 ones in two parts."""
+    result = read_result(RESULTS / "kernels_additive_matmul.json")
+    assert result is not None
+    rows = {(row["case"], row["target"]): row for row in result["rows"]}
+    few = [(spec, target) for spec in SPECS for target in ("H100", "A100") if spec.m <= 16]
+    assert len(few) > 20
+    for spec, target in few:
+        depth = choose_config(spec.m, spec.layout, jnp.dtype(spec.dtype)).quads * LANES * spec.layout.group
+        (kernel,) = rows[spec.name, target]["kernels"]
+        assert kernel["shared_bytes"] == 16 * depth * (8 if spec.dtype == "float32" else 2)
 
 
 def test_shapes_of_specs_fit_their_layouts():
