@@ -80,5 +80,6 @@ def _tall(m: int, layout: AdditiveLayout, shrink: int) -> AdditiveConfig:
     block_m, block_n = min(128 // shrink, 1 << (m - 1).bit_length()), 64
     while block_n > 32 and math.ceil(layout.cols / block_n) * math.ceil(m / block_m) < _MULTIPROCESSORS // 2:
         block_n //= 2
-    quads = max(1, 16 // layout.group // shrink)
+    many = 2 if layout.books > 2 else 1  # their float32 sums take registers that two codebooks do not
+    quads = max(1, 16 // layout.group // shrink // many)
     return AdditiveConfig(block_m=block_m, block_n=block_n, quads=quads, splits=1, warps=4)

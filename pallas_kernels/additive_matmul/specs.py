@@ -66,6 +66,8 @@ def _all() -> Iterator[AdditiveSpec]:
     yield spec("Llama-3-8B/q", 64)
     yield spec("Llama-3-8B/q", 1, books=1)
     yield spec("Llama-3-8B/q", 1, books=2, group=4)
+    for m in (1, 512):
+        yield spec("Llama-3-8B/q", m, books=4)
     yield spec("Llama-3-8B/q", 4, books_dtype="float16")
     yield spec("Llama-3-8B/q", 1, dtype="float16")
     yield spec("Llama-3-8B/q", 1, dtype="float32")
