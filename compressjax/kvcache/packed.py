@@ -114,7 +114,7 @@ def pack_groups(
 def unpack_groups(packed: Packed, axis: Axis, *, bits: int, tile: int | None = None) -> jax.Array:
     """Values of a `Packed`, float32 ``[B, K, S, d]``."""
     tokens = packed.codes.shape[-2] * 32 // bits
-    codes = bitpack.unpack(packed.codes, bits, tile or tile_of(tokens), tokens).astype(jnp.float32)
+    codes = bitpack.unpack(packed.codes, bits, tile or tile_of(tokens), tokens, dtype=jnp.float32)
     width = codes.shape[-1]
     group = tokens // packed.scale.shape[-2] if axis == "channel" else width // packed.scale.shape[-1]
     scale = packed.scale.astype(jnp.float32)[..., None]

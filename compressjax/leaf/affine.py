@@ -111,10 +111,7 @@ def unpack_zeros(w: Affine) -> jax.Array:
         return jnp.full(w.scale.shape, 2 ** (w.bits - 1), jnp.float32)
     if w.zero_kind == "real":
         return w.zero.astype(jnp.float32)
-    last = w.zero.ndim - 1
-    swapped = (*range(last - 1), last, last - 1)
-    zero = bitpack.unpack(jax.lax.transpose(w.zero, swapped), w.bits, 32, w.shape[1])
-    return jax.lax.convert_element_type(jax.lax.transpose(zero, swapped), jnp.float32)
+    return bitpack.unpack(w.zero, w.bits, 32, w.shape[1], axis=-1, dtype=jnp.float32)
 
 
 def spread_groups(per_group: jax.Array, group: int, rows: int, g_idx: jax.Array | None = None) -> jax.Array:
@@ -132,7 +129,8 @@ def spread_groups(per_group: jax.Array, group: int, rows: int, g_idx: jax.Array 
 @jax.jit
 def _dense(w: Affine):
     # Bare lax operations, as in unpack, for the same reason.
-    codes, scale = (jax.lax.convert_element_type(a, jnp.float32) for a in (unpack_codes(w), w.scale))
+    codes = bitpack.unpack(w.codes, w.bits, w.tile, w.shape[0], dtype=jnp.float32)
+    scale = jax.lax.convert_element_type(w.scale, jnp.float32)
     scale, zero = (spread_groups(a, w.group, w.shape[0], w.g_idx) for a in (scale, unpack_zeros(w)))
     return jax.lax.mul(scale, jax.lax.sub(codes, zero))
 

@@ -149,7 +149,7 @@ def _pack_last(a, bits):
 
 
 def _unpack_last(words, bits, length):
-    return jnp.swapaxes(bitpack.unpack(jnp.swapaxes(words[None], -1, -2), bits, 32, length), -1, -2)[0]
+    return bitpack.unpack(words, bits, 32, length, axis=-1)
 
 
 def _pack_words(codes, bits):

@@ -116,7 +116,7 @@ def _pack_last(codes, bits):
 
 
 def _unpack_last(words, bits, cols):
-    return jnp.swapaxes(bitpack.unpack(jnp.swapaxes(words, -1, -2), bits, 32, cols), -1, -2)
+    return bitpack.unpack(words, bits, 32, cols, axis=-1)
 
 
 def spread_runs(per_run: jax.Array, stat_group: int, cols: int) -> jax.Array:
@@ -162,7 +162,7 @@ def decoded_statistics(w: TwoLevelAffine) -> tuple[jax.Array, jax.Array]:
 # Under jit so that a model traces the unpacking once per kind and shape of weight, not at every product.
 @jax.jit
 def _ordered_dense(w):
-    codes = bitpack.unpack(w.codes, w.bits, w.tile, w.shape[0]).astype(jnp.float32)
+    codes = bitpack.unpack(w.codes, w.bits, w.tile, w.shape[0], dtype=jnp.float32)
     scale, zero = decoded_statistics(w)
     rows = w.shape[0]
     return spread_groups(scale, w.group, rows) * (codes - spread_groups(zero, w.group, rows))

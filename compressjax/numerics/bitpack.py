@@ -80,36 +80,40 @@ def pack(codes: jax.Array, bits: int, tile: int) -> jax.Array:
     return jnp.concatenate(words, axis=-2).reshape(*lead, padded * bits // 32, cols)
 
 
-def unpack(words: jax.Array, bits: int, tile: int, rows: int) -> jax.Array:
+def unpack(
+    words: jax.Array, bits: int, tile: int, count: int, *, axis: int = -2, dtype: jax.typing.DTypeLike = jnp.uint8
+) -> jax.Array:
     """Inverse of :func:`pack`.
 
     Args:
-      words: uint32 ``[..., packed, cols]``.
+      words: uint32, ``packed`` of them along ``axis``.
       bits, tile: as given to :func:`pack`.
-      rows: number of codes along the packed axis, padding excluded.
+      count: number of codes along the packed axis, padding excluded.
+      axis: negative number of the packed axis.
+      dtype: of the result.
 
     Returns:
-      uint8 ``[..., rows, cols]``.
+      Codes, ``count`` along ``axis`` and else as ``words``.
     """
-    *lead, packed, cols = words.shape
+    axis += words.ndim
+    lead, packed, rest = words.shape[:axis], words.shape[axis], words.shape[axis + 1 :]
     per_tile = tile * bits // 32
     tiles = packed // per_tile
-    words = jax.lax.reshape(words, (*lead, tiles, per_tile, cols))
-    axis = len(lead) + 1
+    words = jax.lax.reshape(words, (*lead, tiles, per_tile, *rest))
     parts, at = [], 0
     # Bare lax operations: every model with packed weights traces these lines, once per shape of weight.
     for width, offset in planes(bits):
         fields, height = 32 // width, tile * width // 32
-        plane = jax.lax.slice_in_dim(words, at, at + height, axis=axis)
+        plane = jax.lax.slice_in_dim(words, at, at + height, axis=axis + 1)
         at += height
-        shape = (*lead, tiles, fields, height, cols)
-        spread = jax.lax.broadcast_in_dim(plane, shape, (*range(axis), axis + 1, axis + 2))
-        shift = jax.lax.broadcast_in_dim(np.arange(0, 32, width, dtype=np.uint32), shape, (axis,))
+        shape = (*lead, tiles, fields, height, *rest)
+        spread = jax.lax.broadcast_in_dim(plane, shape, (*range(axis + 1), *range(axis + 2, len(shape))))
+        shift = jax.lax.broadcast_in_dim(np.arange(0, 32, width, dtype=np.uint32), shape, (axis + 1,))
         field = jax.lax.bitwise_and(jax.lax.shift_right_logical(spread, shift), np.uint32(2**width - 1))
-        field = jax.lax.reshape(field, (*lead, tiles * tile, cols))
+        field = jax.lax.reshape(field, (*lead, tiles * tile, *rest))
         parts.append(jax.lax.shift_left(field, np.uint32(offset)) if offset else field)
-    codes = jax.lax.convert_element_type(functools.reduce(jax.lax.bitwise_or, parts), np.uint8)
-    return codes if tiles * tile == rows else jax.lax.slice_in_dim(codes, 0, rows, axis=len(lead))
+    codes = jax.lax.convert_element_type(functools.reduce(jax.lax.bitwise_or, parts), dtype)
+    return codes if tiles * tile == count else jax.lax.slice_in_dim(codes, 0, count, axis=axis)
 
 
 def unpack_rows(words: jax.Array, bits: int, tile: int, ids: jax.Array) -> jax.Array:
