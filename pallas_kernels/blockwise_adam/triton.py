@@ -27,9 +27,8 @@ def _searched(ref, table: int, y: jax.Array) -> jax.Array:
 
 
 def _largest(a: jax.Array) -> jax.Array:
-    """Largest magnitude of each row; NaN where there is one, which a maximum of floats would pass over."""
-    bits = lax.bitcast_convert_type(jnp.abs(a), jnp.int32)
-    return lax.bitcast_convert_type(jnp.max(bits, axis=1), jnp.float32)
+    """Largest magnitude of each row; NaN where there is one."""
+    return lax.bitcast_convert_type(jnp.max(triton.magnitude(a), axis=1), jnp.float32)
 
 
 def blockwise_adam_triton(

@@ -20,13 +20,13 @@ def statistics(low: Any, high: Any, layout: PackLayout) -> tuple[jax.Array, jax.
     """
     if layout.kind == "norm":
         norm = jnp.sqrt(high)
-        return layout.kept(jnp.where(norm >= jnp.float32(TINY * layout.steps), norm, 0.0)), None
+        return layout.kept(jnp.where(norm < jnp.float32(TINY * layout.steps), 0.0, norm)), None
     if layout.kind == "minmax":
         low = layout.kept(low)
-        high = jnp.maximum(high - low, jnp.float32(0))
+        high = high - low
     unit = layout.kept(high / jnp.float32(layout.steps))
-    # Denormals are flushed on most devices, so dividing by one is dividing by zero.
-    return jnp.where(unit >= jnp.float32(TINY), unit, 0.0), low if layout.kind == "minmax" else None
+    # Denormals are flushed on most devices, so dividing by one is dividing by zero. NaN is below nothing and stays.
+    return jnp.where(unit < jnp.float32(TINY), 0.0, unit), low if layout.kind == "minmax" else None
 
 
 def inverse_unit(scale: jax.Array, layout: PackLayout) -> jax.Array:
@@ -45,7 +45,9 @@ def codes(
     if noise is not None:
         y = y + noise
     least, largest = layout.extremes
-    return nearest_code(lax.clamp(jnp.float32(least), y, jnp.float32(largest)))
+    y = lax.clamp(jnp.float32(least), y, jnp.float32(largest))
+    # A word holds fields of several blocks, and NaN has more bits than a field.
+    return nearest_code(jnp.where(jnp.isnan(y), jnp.float32(least), y))
 
 
 def values(code: jax.Array, unit: jax.Array, low: jax.Array | None, layout: PackLayout) -> jax.Array:

@@ -40,9 +40,12 @@ def _extreme(fields: list[jax.Array], lanes, layout: PackLayout) -> tuple[Any, j
 
     if layout.kind == "norm":
         return None, over(lax.add, jnp.sum, lax.square)
+    peak = lax.bitcast_convert_type(over(jnp.maximum, jnp.max, triton.magnitude), jnp.float32)
     if layout.kind == "absmax":
-        return None, over(jnp.maximum, jnp.max, jnp.abs)
-    return over(jnp.minimum, jnp.min, lambda a: a), over(jnp.maximum, jnp.max, lambda a: a)
+        return None, peak
+    high = over(jnp.maximum, jnp.max, lambda a: a)
+    # Least and largest pass over NaN on a GPU.
+    return over(jnp.minimum, jnp.min, lambda a: a), jnp.where(jnp.isnan(peak), peak, high)
 
 
 def quantize_pack_triton(

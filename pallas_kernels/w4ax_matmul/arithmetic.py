@@ -16,14 +16,6 @@ WEIGHT_UNIT = 1 / 16
 """Unpacked weights are 16 times too large, which the scale makes good exactly."""
 
 
-def magnitude(x: jax.Array) -> jax.Array:
-    """``|x|`` of float32 values as the integers of their bits, which order NaN above all numbers.
-
-    A maximum of floats drops NaN on a GPU, and a row that holds one would come out finite.
-    """
-    return lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(0x7FFFFFFF)
-
-
 def block_scale(peak: jax.Array, wide: jax.Array, layout: W4AxLayout) -> jax.Array:
     """Distance of two codes, float32, where the largest magnitude is ``peak``; see :meth:`W4AxLayout.scale`."""
     return layout.scale(lax.bitcast_convert_type(peak, jnp.float32), wide)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.backends import pallas_triton as triton
-from pallas_kernels.w4ax_matmul.arithmetic import WEIGHT_UNIT, block_scale, exact_sums, magnitude, rounded, weights
+from pallas_kernels.w4ax_matmul.arithmetic import WEIGHT_UNIT, block_scale, exact_sums, rounded, weights
 from pallas_kernels.w4ax_matmul.config import FUSED_ROWS, W4AxConfig
 from pallas_kernels.w4ax_matmul.layout import RoundedRows, W4AxLayout, W4AxWeight
 
@@ -52,7 +52,7 @@ def w4ax_quantize_triton(
         at = index * jnp.int32(layout.block) + triton.iota(layout.block)
         x = inputs.load(inputs.places(at), at)
         wide = index < triton.load(n_hi_ref, jnp.int32(0))
-        scale = block_scale(jnp.max(magnitude(x), axis=1), wide, layout)
+        scale = block_scale(jnp.max(triton.magnitude(x), axis=1), wide, layout)
         mask = None if exists is None else exists[:, None]
         codes = rounded(x, (jnp.float32(1) / scale)[:, None], layout.limit(wide))
         triton.store(codes_ref, codes, row[:, None], at[None, :], mask=mask)
@@ -274,7 +274,7 @@ def _reading_rows(acts, layout, m, own):
 
     def codes_of(index, waiting):
         wide, x = index < n_hi, waiting[0]
-        peak = jnp.max(jnp.maximum(*(magnitude(a) for a in x)), axis=1)
+        peak = jnp.max(jnp.maximum(*(triton.magnitude(a) for a in x)), axis=1)
         scale = block_scale(peak, wide, layout)
         inverse = (jnp.float32(1) / scale)[:, None]
         codes = tuple(repeated(rounded(a, inverse, layout.limit(wide))) for a in x)

@@ -77,6 +77,23 @@ def test_words_and_values(light_jit, name):
     np.testing.assert_allclose(got[whole], wanted[whole], rtol=2 * float(jnp.finfo(dtype).eps), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["norm", "absmax", "minmax"])
+@pytest.mark.parametrize("implementation", ["interpret", "xla"])
+def test_what_is_not_a_number_stays_so_and_stays_in_its_block(light_jit, kind, implementation):
+    # A word holds fields of all four blocks of its column.
+    layout, x = PackLayout(bits=4, block=64, tile=256, kind=kind, along="rows"), normal((256, 4))
+
+    @light_jit
+    def there_and_back(x):
+        packed = quantize_pack(x, layout, implementation=implementation)
+        return unpack_dequantize(packed, x.shape, layout, dtype=x.dtype, implementation=implementation)
+
+    good, bad = (np.array(there_and_back(a)).reshape(4, 64, 4) for a in (x, x.at[70, 2].set(jnp.nan)))
+    assert np.all(np.isnan(bad[1, :, 2])) and not np.any(np.isnan(good))
+    bad[1, :, 2] = good[1, :, 2]
+    np.testing.assert_array_equal(bad, good)
+
+
 def test_constant_and_tiny_blocks_read_back_as_their_low_end(light_jit):
     x = jnp.concatenate([jnp.full(64, 3.5), jnp.zeros(64), jnp.linspace(0, 1e-39, 64)])
     for kind, third in (("minmax", 1e-39), ("absmax", 1e-39)):
