@@ -18,7 +18,7 @@ import jax
 
 from benchmarks import image_classifier as images
 from benchmarks import sentence_encoder as sentences
-from benchmarks.provenance import RESULTS, provenance, write_result
+from benchmarks.provenance import RESULTS, provenance, read_result, write_result
 from benchmarks.quality.methods import NUPES_STEPS
 from compressjax.calibration import calibrate
 from compressjax.calibration.joint import HessianAndMoments
@@ -95,13 +95,17 @@ def classifier(quick: bool) -> Network:
 NETWORKS: dict[str, Callable[[bool], Network]] = {"encoder": encoder, "classifier": classifier}
 
 
-def methods(bits: int) -> dict[str, Any]:
-    """Configs by family, at about equal true bits on inputs of 384 and more."""
+def methods(bits: int, model: str) -> dict[str, Any]:
+    """Configs by family, at about equal true bits on inputs of 384 and more.
+
+    decoupleQ's groups must divide the inputs, and no one group does in the classifier: there it has one per output.
+    """
+    group = -1 if model == "classifier" else 192 if bits == 4 else 96
     found = {
         "RTN": RTN(bits=bits, group=64, grid="mse"),
         "SqueezeLLM": SqueezeLLM(bits=bits, outlier_share=0.0, sensitive_share=0.0, fisher="act"),
         "SpQR": SpQR(bits=bits, group=64, outlier_share=0.003),
-        "decoupleQ": DecoupleQ(bits=bits, group=192 if bits == 4 else 96, polish=4, tuning=None),
+        "decoupleQ": DecoupleQ(bits=bits, group=group, polish=4, tuning=None),
         "GPTQ": GPTQ(bits=bits, group=64, grid="hessian"),
         "GPTQ k-means": GPTQ(bits=bits, group=-1, levels="kmeans"),
         "NUPES": NUPES(bits=bits, group=64, steps=NUPES_STEPS),
@@ -118,7 +122,7 @@ def measure(name: str, quick: bool, done: Callable[[dict], None], families: list
     stats = calibrate(network.apply_fn, network.params, network.batches, everything, paths=network.rule)
     done({"model": name, "family": "float32", "column": 32, "bits_per_weight": 32.0, **network.score(network.params)})
     for column in network.columns[:1] if quick else network.columns:
-        for family, cfg in methods(column).items():
+        for family, cfg in methods(column, name).items():
             if families is not None and family not in families:
                 continue
             cpu = time.process_time()
@@ -152,7 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.quick and args.results == RESULTS:
         parser.error("--quick gives no evidence: name another folder with --results")
     path = args.results / "quality_others.json"
-    rows: dict[tuple, dict] = {}
+    known = (read_result(path) or {"rows": []})["rows"]  # rows that are not measured now are kept
+    rows = {(row["model"], row["family"], row["column"]): row for row in known}
 
     def done(row):
         rows[row["model"], row["family"], row["column"]] = row
