@@ -63,7 +63,9 @@ def affine_matmul_mosaic(
     weights_shape = (OUTPUTS, packing.run) if turned else (packing.run, OUTPUTS)
 
     def turn(ref):
-        return plgpu.transpose_ref(ref, (1, 0)) if turned else ref
+        if not turned:
+            return ref
+        return ref.transpose((1, 0)) if jax.__version_info__ >= (0, 12) else plgpu.transpose_ref(ref, (1, 0))
 
     def cast(value, to):
         return value if interpret else plgpu.layout_cast(value, to)
