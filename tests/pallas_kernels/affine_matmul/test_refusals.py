@@ -35,7 +35,11 @@ def test_what_fits_is_taken():
         ({"zero": None}, ValueError, "zero_kind='int' does not go with zero missing"),
         ({"zero": ((2, 48), "uint32")}, ValueError, r"integer zero must be uint32 of shape \(2, 8\)"),
         ({"implementation": "triton"}, ValueError, "'triton' cannot run: it needs an NVIDIA GPU"),
-        ({"implementation": "cuda"}, ValueError, "must be one of triton, xla, interpret, mosaic, jax-triton, got 'cuda'"),
+        (
+            {"implementation": "cuda"},
+            ValueError,
+            "must be one of triton, xla, interpret, mosaic, jax-triton, got 'cuda'",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit(changed, error, what):
