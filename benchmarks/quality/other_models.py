@@ -98,7 +98,7 @@ NETWORKS: dict[str, Callable[[bool], Network]] = {"encoder": encoder, "classifie
 def methods(bits: int, model: str) -> dict[str, Any]:
     """Configs by family, at about equal true bits on inputs of 384 and more.
 
-    decoupleQ's groups must divide the inputs, and no one group does in the classifier: there it has one per output.
+    decoupleQ's groups must divide the inputs, and 192 does not divide all of the classifier's: there it has one group.
     """
     group = -1 if model == "classifier" else 192 if bits == 4 else 96
     found = {
