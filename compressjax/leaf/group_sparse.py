@@ -148,10 +148,6 @@ def _pack_last(a, bits):
     return jnp.swapaxes(bitpack.pack(jnp.swapaxes(a[None], -1, -2), bits, 32), -1, -2)[0]
 
 
-def _unpack_last(words, bits, length):
-    return bitpack.unpack(words, bits, 32, length, axis=-1)
-
-
 def _pack_words(codes, bits):
     """``[group, *n]`` codes to ``[group*bits/32, *n]`` words."""
     group, *rest = codes.shape
@@ -184,7 +180,7 @@ def stored_groups(w: GroupSparse) -> Groups:
     if w.zero_kind == "real":
         zero = w.zero.astype(jnp.float32)
     else:
-        zero = _unpack_last(w.zero, w.bits, index.shape[-1]).astype(jnp.float32)
+        zero = bitpack.unpack(w.zero, w.bits, 32, index.shape[-1], axis=-1, dtype=jnp.float32)
     if w.row_ptr is None:
         output = jnp.broadcast_to(jnp.arange(w.shape[1], dtype=jnp.int32)[None], index.shape)
     else:

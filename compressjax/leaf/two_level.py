@@ -115,10 +115,6 @@ def _pack_last(codes, bits):
     return jnp.swapaxes(bitpack.pack(jnp.swapaxes(codes, -1, -2), bits, 32), -1, -2)
 
 
-def _unpack_last(words, bits, cols):
-    return bitpack.unpack(words, bits, 32, cols, axis=-1)
-
-
 def spread_runs(per_run: jax.Array, stat_group: int, cols: int) -> jax.Array:
     """Repeats ``[..., ceil(cols/stat_group)]`` along runs of outputs to ``[..., cols]``."""
     return jnp.repeat(per_run, stat_group, axis=-1)[..., :cols]
@@ -151,8 +147,8 @@ def positive(scale: jax.Array) -> jax.Array:
 def decoded_statistics(w: TwoLevelAffine) -> tuple[jax.Array, jax.Array]:
     """Scale and zero of every group, float32 ``[*lead, groups, out]`` each."""
     cols = w.shape[1]
-    scale_codes = _unpack_last(w.scale_codes, w.scale_bits, cols)
-    zero_codes = _unpack_last(w.zero_codes, w.zero_bits, cols)
+    scale_codes = bitpack.unpack(w.scale_codes, w.scale_bits, 32, cols, axis=-1)
+    zero_codes = bitpack.unpack(w.zero_codes, w.zero_bits, 32, cols, axis=-1)
     scale = positive(decode_statistic(scale_codes, w.scale_scale, w.scale_zero, w.stat_group))
     if w.zero_scale is None or w.zero_zero is None:
         return scale, zero_codes.astype(jnp.float32)
