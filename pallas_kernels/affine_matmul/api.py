@@ -9,10 +9,10 @@ import numpy as np
 from pallas_kernels.affine_matmul import gradients, jax_triton
 from pallas_kernels.affine_matmul.config import choose_config
 from pallas_kernels.affine_matmul.layout import AffineLayout, check_arrays
-from pallas_kernels.affine_matmul.mosaic_config import MosaicConfig, misfit, mosaic_config, needs_hopper
+from pallas_kernels.affine_matmul.mosaic_config import MosaicConfig, misfit, mosaic_config
 from pallas_kernels.affine_matmul.triton import affine_matmul_triton
 from pallas_kernels.affine_matmul.xla import affine_matmul_xla
-from pallas_kernels.backends.choose import choose, needs_gpu
+from pallas_kernels.backends.choose import choose, needs_gpu, needs_hopper
 from pallas_kernels.backends.packed_product import fields_share_groups
 from pallas_kernels.backends.pallas_triton import varying_alike
 from pallas_kernels.product_config import ProductConfig, least_tiles

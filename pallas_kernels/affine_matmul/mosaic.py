@@ -7,8 +7,6 @@ with weights from registers and activations from shared memory, and turned when 
 they are rounded to the dtype of the activations, as a dense product has them.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -16,14 +14,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.affine_matmul.layout import AffineLayout
-from pallas_kernels.affine_matmul.mosaic_config import OUTPUTS, MosaicConfig
+from pallas_kernels.affine_matmul.mosaic_config import MosaicConfig
 from pallas_kernels.affine_matmul.xla import unpacked_zero
+from pallas_kernels.backends.mosaic_gpu import LOADER_REGISTERS, STORED_ROWS, launch, store_block, tiled
 from pallas_kernels.backends.pallas_triton import exact_float, exact_zero
+from pallas_kernels.hopper_blocks import OUTPUTS
 
 _WEIGHTS = plgpu.Layout.WGMMA
 _TURNED = plgpu.Layout.WGMMA_TRANSPOSED
-_STORED_ROWS = 64  # of the result, that a warpgroup stores at a time
-_LOADER_REGISTERS = 40
 
 
 def affine_matmul_mosaic(
@@ -116,64 +114,41 @@ def affine_matmul_mosaic(
                 return total[...].astype(x.dtype)
 
             y = pl.run_scoped(product, plgpu.ACC(shape))
-            stored = out_smem.at[worker]
-            for start in range(0, block_m, _STORED_ROWS):
-                rows = slice(start, start + _STORED_ROWS)
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                turn(stored)[...] = cast(y[:, rows] if turned else y[rows], _TURNED)
-                plgpu.commit_smem()
-                at = pl.ds(at_m * block_m + start, _STORED_ROWS), pl.ds(at_n * block_n + worker * OUTPUTS, OUTPUTS)
-                plgpu.copy_smem_to_gmem(stored, out_gmem.at[at])
-            plgpu.wait_smem_to_gmem(0)
+
+            def write(ref, rows):
+                turn(ref)[...] = cast(y[:, rows] if turned else y[rows], _TURNED)
+
+            first, columns = at_m * block_m, pl.ds(at_n * block_n + worker * OUTPUTS, OUTPUTS)
+            store_block(write, out_smem.at[worker], out_gmem, rows=block_m, first=first, columns=columns)
 
         per_group = plgpu.BlockSpec((groups, block_n), lambda at: (at_group(at), at_n))
         plgpu.emit_pipeline_warp_specialized(
             step,
             grid=(steps,),
             in_specs=[
-                plgpu.BlockSpec((block_m, depth), lambda at: (at_m, at), transforms=_tiled(packing.run, 16)),
+                plgpu.BlockSpec((block_m, depth), lambda at: (at_m, at), transforms=tiled(packing.run, 16)),
                 plgpu.BlockSpec(
-                    (packing.words, block_n), lambda at: (at // config.parts, at_n), transforms=_tiled(OUTPUTS, 32)
+                    (packing.words, block_n), lambda at: (at // config.parts, at_n), transforms=tiled(OUTPUTS, 32)
                 ),
                 *[per_group for _ in operands[2:]],
             ],
-            memory_registers=_LOADER_REGISTERS,
+            memory_registers=LOADER_REGISTERS,
             max_concurrent_steps=config.stages,
             wg_axis="worker",
             num_compute_wgs=config.warpgroups,
             compute_context=compute,
         )(x_gmem, codes_gmem, scale_gmem, *zero_gmem)
 
-    scratch = [plgpu.SMEM((config.warpgroups, _STORED_ROWS, OUTPUTS), x.dtype, transforms=_tiled(OUTPUTS, 16))]
+    scratch = [plgpu.SMEM((config.warpgroups, STORED_ROWS, OUTPUTS), x.dtype, transforms=tiled(OUTPUTS, 16))]
     if interpret:
-        scratch.append(
-            plgpu.SMEM((config.warpgroups, *weights_shape), x.dtype, transforms=_tiled(weights_shape[1], 16))
-        )
-    call = plgpu.kernel(
+        scratch.append(plgpu.SMEM((config.warpgroups, *weights_shape), x.dtype, transforms=tiled(weights_shape[1], 16)))
+    call = launch(
         kernel,
-        out_type=jax.ShapeDtypeStruct((padded.shape[0], layout.cols), x.dtype),
-        scratch_types=scratch,
+        out=jax.ShapeDtypeStruct((padded.shape[0], layout.cols), x.dtype),
+        scratch=scratch,
         grid=(padded.shape[0] // block_m, layout.cols // block_n),
-        grid_names=("m", "n"),
-        num_threads=config.warpgroups + 1,
-        thread_name="worker",
-        kernel_name=f"affine_matmul_w{layout.bits}_mosaic",
-        interpret=_host() if interpret else False,
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+        warpgroups=config.warpgroups,
+        name=f"affine_matmul_w{layout.bits}_mosaic",
+        interpret=interpret,
     )
     return call(*operands)[:m]
-
-
-def _tiled(columns: int, bits: int):
-    """How a block of ``columns`` numbers of ``bits`` bits stands in shared memory for a product."""
-    swizzle = plgpu.find_swizzle(columns * bits)
-    return plgpu.TilingTransform((8, swizzle * 8 // bits)), plgpu.SwizzleTransform(swizzle)
-
-
-@functools.cache
-def _host():
-    """What makes the host run a kernel."""
-    kind = getattr(plgpu, "InterpretGPUParams", None)
-    if kind is None:  # jax 0.10 has it and does not export it
-        from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams as kind
-    return kind()

@@ -6,16 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from pallas_kernels.affine_matmul.layout import AffineLayout
-from pallas_kernels.backends.choose import default_device, needs_gpu
+from pallas_kernels.hopper_blocks import OUTPUTS, PREFILL_ROWS, SHARED, check_blocks, widest_blocks
 
-PREFILL_ROWS = 128
-OUTPUTS = 64
-"""Outputs of one warpgroup: the fixed side of a ``wgmma``."""
 _DEPTH = 16  # of one wgmma on 16-bit operands
-# Blocks that keep an H100 of 132 multiprocessors busy: fewer, and narrower blocks win.
-_ENOUGH_BLOCKS = 120
 _STEP_ACTIVATIONS = 32 * 1024  # bytes
-_SHARED = 224 * 1024  # of the 227 KB a block may have; barriers take some
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,14 +29,9 @@ class MosaicConfig:
     stages: int
 
     def __post_init__(self):
-        if self.block_m not in (64, 128, 256):
-            raise ValueError(f"MosaicConfig.block_m must be 64, 128 or 256, got {self.block_m}")
-        if self.warpgroups not in (1, 2):
-            raise ValueError(f"MosaicConfig.warpgroups must be 1 or 2, got {self.warpgroups}")
+        check_blocks(self.block_m, (64, 128, 256), self.warpgroups, self.stages)
         if self.parts not in (1, 2, 4, 8, 16):
             raise ValueError(f"MosaicConfig.parts must be 1, 2, 4, 8 or 16, got {self.parts}")
-        if self.stages < 2:
-            raise ValueError(f"MosaicConfig.stages must be at least 2, got {self.stages}")
 
     @property
     def block_n(self) -> int:
@@ -52,12 +41,7 @@ class MosaicConfig:
 
 def mosaic_config(m: int, layout: AffineLayout) -> MosaicConfig:
     """Block sizes by rule: the widest blocks that still fill the multiprocessors, up to 32 KB of activations a step."""
-    warpgroups, block_m = 1, 64
-    for wide, tall in ((2, 256), (2, 128), (1, 128)):
-        blocks = -(-m // tall) * layout.cols // (OUTPUTS * wide)
-        if layout.cols % (OUTPUTS * wide) == 0 and blocks >= _ENOUGH_BLOCKS and tall <= m:
-            warpgroups, block_m = wide, tall
-            break
+    warpgroups, block_m = widest_blocks(m, layout.cols, ((2, 256), (2, 128), (1, 128)))
     parts = max(2, 2 * block_m * layout.tile // _STEP_ACTIVATIONS)
     while parts > 1 and not _steps_share_groups(layout, parts):
         parts //= 2
@@ -65,7 +49,7 @@ def mosaic_config(m: int, layout: AffineLayout) -> MosaicConfig:
     step = 2 * block_m * layout.tile // parts + words
     stored = 2 * OUTPUTS * OUTPUTS * warpgroups
     return MosaicConfig(
-        block_m=block_m, warpgroups=warpgroups, parts=parts, stages=max(2, min(4, (_SHARED - stored) // step))
+        block_m=block_m, warpgroups=warpgroups, parts=parts, stages=max(2, min(4, (SHARED - stored) // step))
     )
 
 
@@ -75,18 +59,6 @@ def _steps_share_groups(layout: AffineLayout, parts: int) -> bool:
     return rows % layout.packing.run == 0 and (
         layout.groups == 1 or rows % layout.group == 0 or layout.group % rows == 0
     )
-
-
-def needs_hopper() -> str | None:
-    """Reason why code for sm_90a cannot run on the default device, or None."""
-    reason = needs_gpu()
-    if reason is not None:
-        return reason
-    device = default_device()
-    capability = str(getattr(device, "compute_capability", "unknown"))
-    if capability == "9.0":
-        return None
-    return f"it needs compute capability 9.0 (Hopper), and {device.device_kind} has {capability}"
 
 
 def misfit(

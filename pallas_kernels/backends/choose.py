@@ -67,3 +67,15 @@ def needs_gpu() -> str | None:
     if on_gpu():
         return None
     return f"it needs an NVIDIA GPU as the default device, and the default backend is {jax.default_backend()!r}"
+
+
+def needs_hopper() -> str | None:
+    """Reason why code for sm_90a cannot run on the default device, or None."""
+    reason = needs_gpu()
+    if reason is not None:
+        return reason
+    device = default_device()
+    capability = str(getattr(device, "compute_capability", "unknown"))
+    if capability == "9.0":
+        return None
+    return f"it needs compute capability 9.0 (Hopper), and {device.device_kind} has {capability}"
