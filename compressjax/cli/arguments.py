@@ -184,13 +184,13 @@ class Report(Evaluated):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export(Shared):
-    """Write a compressed folder in a layout that transformers and vLLM read.
+    """Write a compressed folder in a layout that transformers, vLLM or llama.cpp read.
 
     Attributes:
       model: a folder that `compress` wrote.
-      out: folder to write.
-      format: gptq or compressed-tensors.
-      overwrite: replace an existing Hugging Face folder.
+      out: folder to write; with gguf, a file.
+      format: gptq, compressed-tensors or gguf.
+      overwrite: replace an existing Hugging Face folder or GGUF file.
     """
 
     model: tyro.conf.Positional[Path]

@@ -1,4 +1,4 @@
-"""``compressjax export``: a compressed folder for transformers and vLLM."""
+"""``compressjax export``: a compressed folder for transformers, vLLM and llama.cpp."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,11 @@ from compressjax.cli.arguments import Export
 from compressjax.cli.evaluate import stored_bytes
 from compressjax.cli.screen import Screen
 from compressjax.exchange.export import FolderExtras, export_folder
+from compressjax.exchange.export_gguf import export_gguf_file
 from compressjax.exchange.formats import CompressedTensorsFormat, GPTQFormat
 from compressjax.leaf import Affine, is_leaf
 
-FORMATS = ("gptq", "compressed-tensors")
+FORMATS = ("gptq", "compressed-tensors", "gguf")
 
 
 def run(args: Export, screen: Screen) -> None:
@@ -26,14 +27,16 @@ def run(args: Export, screen: Screen) -> None:
         eos_ids=source.eos_ids,
         bos_id=source.bos_id,
     )
-    layout = CompressedTensorsFormat() if args.format == "compressed-tensors" else _gptq_layout(source.block(0))
-    with (
-        screen.bar(f"Exporting {source.name}", "block") as progress,
-        export_folder(args.out, source.config, layout, extras=extras, overwrite=args.overwrite) as folder,
-    ):
-        folder.add_rest(jax.tree.map(jnp.asarray, source.rest()))
+    shared = {"extras": extras, "overwrite": args.overwrite}
+    if args.format == "gguf":
+        target = export_gguf_file(args.out, source.config, name=source.name, **shared)
+    else:
+        layout = CompressedTensorsFormat() if args.format == "compressed-tensors" else _gptq_layout(source.block(0))
+        target = export_folder(args.out, source.config, layout, **shared)
+    with screen.bar(f"Exporting {source.name}", "block") as progress, target as export:
+        export.add_rest(jax.tree.map(jnp.asarray, source.rest()))
         for index in range(source.num_blocks):
-            folder.add_block(index, jax.tree.map(jnp.asarray, source.block(index)))
+            export.add_block(index, jax.tree.map(jnp.asarray, source.block(index)))
             progress(index + 1, source.num_blocks)
     disk = stored_bytes(open_model(args.out))
     screen.show(f"Written to {args.out}: {args.format}, {decimal(disk)}")

@@ -1,1 +1,1 @@
-"""Quantised checkpoints that other libraries read and write: GPTQ and compressed-tensors, out and in."""
+"""Quantised checkpoints that other programs read and write: GPTQ and compressed-tensors, out and in; GGUF, out."""

@@ -18,7 +18,8 @@ from compressjax.checkpoint.atomic_directory import replacing
 from compressjax.checkpoint.names import HF_NAMES, Module, block_modules, rest_modules
 from compressjax.exchange.architecture import hf_architecture
 from compressjax.exchange.formats import CompressedTensorsFormat, ExportFormat, GPTQFormat
-from compressjax.exchange.scheme import Scheme, check_dense, leaf_scheme, unify_groups
+from compressjax.exchange.parameters import DecoderParts, check_parameters
+from compressjax.exchange.scheme import Scheme, leaf_scheme, unify_groups
 from compressjax.exchange.shards import ShardWriter
 from compressjax.exchange.tokenizer_files import write_generation_config, write_json, write_tokenizer
 from compressjax.leaf import Affine, is_leaf
@@ -45,36 +46,16 @@ class FolderExtras:
     files: tuple[Path, ...] = ()
 
 
-class ExportFolder:
+class ExportFolder(DecoderParts):
     """A folder being written, see :func:`export_folder`: add every block, in any order, and the rest."""
 
     def __init__(self, folder: Path, cfg: LlamaConfig, format: ExportFormat, dtype: DTypeLike | None, limit: int):
-        self._cfg = cfg
+        super().__init__(cfg, HF_NAMES)
         self._format = format
         self._dtype = None if dtype is None else np.dtype(dtype)
         self._shards = ShardWriter(folder, limit)
         self._schemes: dict[str, tuple[Scheme, int] | None] = {}
         self._dtypes: dict[np.dtype, int] = {}
-        self._added: set[int | None] = set()
-
-    def add_block(self, index: int, block: dict) -> None:
-        """Writes one decoder block.
-
-        Args:
-          index: its number, from 0.
-          block: its parameters without the layer axis; kernels are arrays or affine leaves.
-
-        Raises:
-          IndexError: no such block.
-          ValueError: added before, or a leaf the format cannot hold; names its path.
-        """
-        if not 0 <= index < self._cfg.num_layers:
-            raise IndexError(f"block {index} of a model with {self._cfg.num_layers} blocks")
-        self._add(index, block_modules(self._cfg), block)
-
-    def add_rest(self, rest: dict) -> None:
-        """Writes embedding, last norm and, unless tied, the output head; raises as :meth:`add_block`."""
-        self._add(None, rest_modules(self._cfg), rest)
 
     def finish(self, extras: FolderExtras) -> dict[str, Any]:
         """Closes the weight files; returns the object for config.json.
@@ -82,10 +63,7 @@ class ExportFolder:
         Raises:
           ValueError: blocks or the rest are missing, or nothing is quantised.
         """
-        missing = [i for i in (*range(self._cfg.num_layers), None) if i not in self._added]
-        if missing:
-            named = ", ".join("the rest" if i is None else f"block {i}" for i in missing[:6])
-            raise ValueError(f"the export is incomplete, {len(missing)} parts were not added: {named}")
+        self.check_complete()
         self._shards.finish()
         stated = unify_groups({name: value for name, value in self._schemes.items() if value is not None})
         schemes = {name: stated.get(name) for name in self._names() if name in self._schemes}
@@ -101,18 +79,11 @@ class ExportFolder:
             yield from (HF_NAMES.prefix(module.path, index) for module in block_modules(self._cfg))
         yield from (HF_NAMES.prefix(module.path) for module in rest_modules(self._cfg))
 
-    def _add(self, index: int | None, modules: Sequence[Module], tree: dict) -> None:
-        if index in self._added:
-            raise ValueError(f"{'the rest' if index is None else f'block {index}'} was added before")
-        for module in modules:
-            prefix = HF_NAMES.prefix(module.path, index)
-            for name, value in _parameters(module, tree):
-                self._shards.add(self._tensors(module, prefix, name, value))
-        self._added.add(index)
+    def _parameter(self, module: Module, prefix: str, name: str, value: Any) -> None:
+        self._shards.add(self._tensors(module, prefix, name, value))
 
     def _tensors(self, module: Module, prefix: str, name: str, value: Any) -> dict[str, np.ndarray]:
         if name != "kernel":
-            check_dense(value, f"{prefix} ({module.path}/{name})")
             return {f"{prefix}.{'bias' if name == 'bias' else 'weight'}": self._cast(value)}
         if is_leaf(value):
             tensors = self._format.tensors(value, f"{prefix} ({module.path}/kernel)")
@@ -256,44 +227,12 @@ def export_compressed_tensors(
 
 
 def _export(params, cfg, out_dir, format, extras, dtype, max_shard_bytes, overwrite) -> Path:
-    blocks, rest = params["blocks"], {key: value for key, value in params.items() if key != "blocks"}
-    for modules, tree, where in ((block_modules(cfg), blocks, "blocks/"), (rest_modules(cfg), rest, "")):
-        for module in modules:
-            for name, value in _parameters(module, tree):
-                if name == "kernel" and is_leaf(value):
-                    format.check(value, f"{where}{module.path}/kernel")
-                elif name != "kernel":
-                    check_dense(value, f"{where}{module.path}/{name}")
+    check_parameters(params, cfg, format.check)
     with export_folder(
         out_dir, cfg, format, extras=extras, dtype=dtype, max_shard_bytes=max_shard_bytes, overwrite=overwrite
     ) as folder:
-        folder.add_rest(rest)
-        # Slicing on the host: on a device, every layer number would be compiled anew.
-        hosted = jax.tree.map(np.asarray, blocks)
-        for index in range(cfg.num_layers):
-            folder.add_block(index, jax.tree.map(lambda stacked, index=index: stacked[index], hosted))
+        folder.add_stacked(params)
     return Path(out_dir)
-
-
-def _parameters(module: Module, tree: dict) -> Iterator[tuple[str, Any]]:
-    """Name and value of each parameter of a module, in the tree it belongs to.
-
-    Raises:
-      ValueError: a parameter is missing or has another shape than the configuration says; names its path.
-    """
-    node: Any = tree
-    for key in module.path.split("/"):
-        node = node.get(key, {})
-    weight = {"linear": "kernel", "norm": "scale", "embedding": "embedding"}[module.kind]
-    for name in (weight, *(("bias",) if module.bias else ())):
-        if name not in node:
-            raise ValueError(f"params: {module.path}/{name} is missing, the configuration asks for it")
-        wanted = (module.inputs, module.outputs) if name in ("kernel", "embedding") else (module.outputs,)
-        value = node[name]
-        shape = value.shape if hasattr(value, "shape") else None
-        if shape is not None and tuple(shape[-len(wanted) :]) != wanted:
-            raise ValueError(f"params: {module.path}/{name} should end in shape {wanted}, got {tuple(shape)}")
-        yield name, value
 
 
 def _is_symmetric(params: dict) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.backends import pallas_triton as triton
 from pallas_kernels.kv_attention.layout import KVLayout, Side
+from pallas_kernels.packing import Packing
 
 
 def power_of_two(count: int) -> int:
@@ -52,6 +53,28 @@ class Columns:
         return jnp.where(exists, part * jnp.int32(each) + within, jnp.int32(self.side.width)), exists
 
 
+def fields_of(words: list[jax.Array], packing: Packing, rows: int, nth: Any) -> jax.Array:
+    """Codes of the ``nth`` run of ``rows`` tokens of a tile, uint32 ``[rows, columns]``.
+
+    Args:
+      words: of each plane of the tile, ``[tokens of a field, columns]``.
+      packing: of the tile.
+      rows: whole fields of every plane.
+      nth: number of the run.
+    """
+    code = None
+    for (width, offset, _), word in zip(packing.planes, words, strict=True):
+        fields = rows // word.shape[0]
+        field = jnp.asarray(nth * fields, jnp.int32) + triton.iota(fields)
+        shift = (field * jnp.int32(width)).astype(jnp.uint32)[:, None, None]
+        part = (word[None] >> shift) & jnp.uint32(2**width - 1)
+        part = part.reshape(rows, word.shape[1])
+        part = part << jnp.uint32(offset) if offset else part
+        code = part if code is None else code | part
+    assert code is not None  # every width has a plane
+    return code
+
+
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """Keys or values of one head.
@@ -89,17 +112,7 @@ class Reader:
 
     def unpacked(self, words: list[jax.Array], nth: Any) -> jax.Array:
         """Codes of the ``nth`` tokens of the tile, uint32 ``[rows, columns]``."""
-        code = None
-        for (width, offset, _), word in zip(self.layout.packing(self.side).planes, words, strict=True):
-            fields = self.rows // word.shape[0]
-            field = jnp.asarray(nth * fields, jnp.int32) + triton.iota(fields)
-            shift = (field * jnp.int32(width)).astype(jnp.uint32)[:, None, None]
-            part = (word[None] >> shift) & jnp.uint32(2**width - 1)
-            part = part.reshape(self.rows, self.columns.count)
-            part = part << jnp.uint32(offset) if offset else part
-            code = part if code is None else code | part
-        assert code is not None  # every width has a plane
-        return code
+        return fields_of(words, self.layout.packing(self.side), self.rows, nth)
 
     def values(self, words: list[jax.Array], block: jax.Array, tile: jax.Array, nth: Any) -> jax.Array:
         """Keys or values of the ``nth`` tokens of a tile, float32 ``[rows, columns]``."""

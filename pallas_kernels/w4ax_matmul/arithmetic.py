@@ -10,10 +10,21 @@ from jax import lax
 from pallas_kernels.backends import pallas_triton as triton
 from pallas_kernels.w4ax_matmul.layout import W4AxLayout
 
-_MAGIC_BITS = 0x4B400000
-_MAGIC = 12582912.0
+MAGIC_BITS = 0x4B400000
+MAGIC = 12582912.0
 WEIGHT_UNIT = 1 / 16
 """Unpacked weights are 16 times too large, which the scale makes good exactly."""
+OPERAND_RUN = 16
+"""Inputs within which :func:`operand_place` moves them."""
+
+
+def operand_place(at: jax.Array) -> jax.Array:
+    """Input of a block that stands at a place of the Hopper kernel's operands: a thread has four places together.
+
+    They are two inputs beside each other and the two that are eight further, see
+    :mod:`pallas_kernels.w4ax_matmul.fragments`.
+    """
+    return (at & -OPERAND_RUN) | ((at & 12) >> 1) | ((at & 2) << 2) | (at & 1)
 
 
 def block_scale(peak: jax.Array, wide: jax.Array, layout: W4AxLayout) -> jax.Array:
@@ -30,7 +41,7 @@ def rounded(x: jax.Array, inverse: jax.Array, limit: jax.Array) -> jax.Array:
       limit: largest code.
     """
     code = lax.clamp(-limit, x * inverse, limit)
-    return lax.bitcast_convert_type(code + jnp.float32(_MAGIC), jnp.int32).astype(jnp.int8)
+    return lax.bitcast_convert_type(code + jnp.float32(MAGIC), jnp.int32).astype(jnp.int8)
 
 
 def widening(lane: int, high: bool) -> str:
@@ -71,5 +82,5 @@ def weights(pairs: jax.Array, lane: int, *, interpret: bool) -> tuple[jax.Array,
 def exact_sums(codes: tuple[jax.Array, ...], w: tuple[jax.Array, ...], *, interpret: bool) -> jax.Array:
     """Sum of the products of both halves as float32; below 2**22 whatever the codes, so exact."""
     halves = (triton.dot(a, b, interpret=interpret) for a, b in zip(codes, w, strict=True))
-    total = sum(halves, jnp.int32(_MAGIC_BITS))
-    return lax.bitcast_convert_type(total, jnp.float32) - jnp.float32(_MAGIC)
+    total = sum(halves, jnp.int32(MAGIC_BITS))
+    return lax.bitcast_convert_type(total, jnp.float32) - jnp.float32(MAGIC)

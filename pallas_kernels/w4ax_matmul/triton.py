@@ -20,7 +20,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.backends import pallas_triton as triton
-from pallas_kernels.w4ax_matmul.arithmetic import WEIGHT_UNIT, block_scale, exact_sums, rounded, weights
+from pallas_kernels.w4ax_matmul.arithmetic import (
+    WEIGHT_UNIT,
+    block_scale,
+    exact_sums,
+    operand_place,
+    rounded,
+    weights,
+)
 from pallas_kernels.w4ax_matmul.config import FUSED_ROWS, W4AxConfig
 from pallas_kernels.w4ax_matmul.layout import RoundedRows, W4AxLayout, W4AxWeight
 
@@ -38,9 +45,15 @@ def w4ax_matmul_triton(
 
 
 def w4ax_quantize_triton(
-    x: jax.Array, weight: W4AxWeight, layout: W4AxLayout, *, interpret: bool = False
+    x: jax.Array, weight: W4AxWeight, layout: W4AxLayout, *, for_operand: bool = False, interpret: bool = False
 ) -> RoundedRows:
-    """Activations permuted and rounded per row and block, channels beyond the matrix 0."""
+    """Activations permuted and rounded per row and block, channels beyond the matrix 0.
+
+    Args:
+      x, weight, layout: as :func:`w4ax_quantize` takes them.
+      for_operand: whether codes stand in the order of :func:`operand_place`.
+      interpret: run by the host.
+    """
     m, rows = x.shape[0], 16
 
     def kernel(x_ref, n_hi_ref, *refs):
@@ -50,7 +63,8 @@ def w4ax_quantize_triton(
         exists = None if m % rows == 0 else row < jnp.int32(m)
         inputs = _Inputs(x_ref, perm_ref, layout, row, exists)
         at = index * jnp.int32(layout.block) + triton.iota(layout.block)
-        x = inputs.load(inputs.places(at), at)
+        source = operand_place(at) if for_operand else at
+        x = inputs.load(inputs.places(source), source)
         wide = index < triton.load(n_hi_ref, jnp.int32(0))
         scale = block_scale(jnp.max(triton.magnitude(x), axis=1), wide, layout)
         mask = None if exists is None else exists[:, None]

@@ -184,6 +184,28 @@ def test_export_keeps_every_weight(command, compressed, tmp_path, layout):
     np.testing.assert_array_equal(dense(got), dense(want))
 
 
+def test_export_writes_one_gguf_file(command, compressed, make_model, tmp_path):
+    model, folder, out = tmp_path / "model", tmp_path / "folder", tmp_path / "model.gguf"
+    make_model(model)
+    tokens = json.loads((model / "tokenizer.json").read_text())
+    # GGUF has no empty list of merges, so a token makes room for one.
+    replaced = tokens["model"]["vocab"].pop("ł")
+    tokens["model"] |= {"vocab": tokens["model"]["vocab"] | {"He": replaced}, "merges": [["H", "e"]]}
+    (model / "tokenizer.json").write_text(json.dumps(tokens))
+    rounding = ("--method", "rtn", "--bits", 3, "--group", 32)
+    assert command("compress", model, *rounding, "--out", folder).code == 0
+    result = command("export", folder, "--format", "gguf", "--out", out, "--json").result
+    assert result["disk_bytes"] == out.stat().st_size and sorted(tmp_path.iterdir()) == [folder, model, out]
+    first, second = load_model(folder), load_model(out)
+    want = np.asarray(dense(first.params["blocks"]["attn"]["q"]["kernel"]))
+    np.testing.assert_array_equal(second.params["blocks"]["attn"]["q"]["kernel"], want)
+    assert first.tokenizer.encode("Hello").ids == second.tokenizer.encode("Hello").ids
+    ended = command("export", folder, "--format", "gguf", "--out", out)
+    assert ended.code == 2 and "overwrite is False" in ended.err
+    ended = command("export", compressed, "--format", "gguf", "--out", tmp_path / "other.gguf")
+    assert ended.code == 2 and "the tokenizer has no merges" in ended.err and not (tmp_path / "other.gguf").exists()
+
+
 def test_methods_lists_the_catalogue(command):
     ended = command("methods", "--json")
     assert len(ended.result["methods"]) == 61 and ended.result["cli"][0] == "gptq"

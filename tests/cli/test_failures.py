@@ -159,9 +159,10 @@ def test_full_disk_leaves_no_half_a_page(command, compressed, text, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_full_disk_leaves_no_half_an_export(command, compressed, tmp_path):
+@pytest.mark.parametrize("layout", ["gptq", "gguf"])
+def test_full_disk_leaves_no_half_an_export(command, compressed, tmp_path, layout):
     with largest_file(1000):
-        ended = command("export", compressed, "--out", tmp_path / "out")
+        ended = command("export", compressed, "--out", tmp_path / "out", "--format", layout)
     assert ended.code == 1 and not list(tmp_path.iterdir())
 
 
@@ -199,7 +200,7 @@ def test_damaged_result(command, compressed, text, tmp_path):
         (("report", "{tiny}"), "not written by compressjax"),
         (("report", "{model}", "--out", "nowhere/page.html"), "no folder"),
         (("report", "{model}", "--out", "."), "is a folder"),
-        (("export", "{model}", "--out", "x", "--format", "zap"), "--format must be one of gptq, compressed-tensors"),
+        (("export", "{model}", "--out", "x", "--format", "zap"), "must be one of gptq, compressed-tensors, gguf"),
         (("export", "{tiny}", "--out", "x"), ""),
         (("evaluate", "{model}", "--tasks", "nowhere.jsonl"), "no file at nowhere.jsonl"),
         (("evaluate", "{model}", "--length", 1), "length must be at least 2"),

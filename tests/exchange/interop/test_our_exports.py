@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from compressjax.exchange.export import FolderExtras, export_compressed_tensors, export_gptq
+from compressjax.exchange.export_gguf import export_gguf
 from compressjax.models.config import RopeScaling
 from compressjax.models.llama import Llama
 from compressjax.ops import dense
@@ -145,3 +146,15 @@ def test_tokenizer_and_generation_settings(tmp_path, tiny, random_params, quanti
     assert (read.eos_token, read.bos_token) == ("<eos>", "<bos>")
     assert read.apply_chat_template([{"role": "user", "content": "w7"}], tokenize=False) == "w7"
     assert transformers.GenerationConfig.from_pretrained(folder).eos_token_id == [95, 3]
+
+
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True}, {"qk_norm": True}], ids=["llama", "qwen2", "qwen3"])
+def test_gguf_in_transformers(tmp_path, tiny, random_params, quantize, torch, transformers, logits, tokens, changes):
+    """transformers reads blocks into float32 weights and undoes the rotary order by itself."""
+    cfg = dataclasses.replace(tiny, **changes)
+    params = quantize(random_params(cfg), symmetric=True)
+    export_gguf(params, cfg, tmp_path / "model.gguf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    up = jax.tree.map(lambda a: a[1], params["blocks"]["mlp"]["up"]["kernel"])
+    np.testing.assert_array_equal(model.model.layers[1].mlp.up_proj.weight.detach().numpy(), dense(up).T)
+    np.testing.assert_allclose(logits(model, tokens), ours(cfg, params, tokens), atol=CLOSE)
