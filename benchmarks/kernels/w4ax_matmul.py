@@ -1,5 +1,6 @@
-"""Cases of the product with rounded activations, every spec, and of the launch that rounds many rows of them."""
+"""Cases of the product with rounded activations: every spec, again by the Hopper kernel where it fits, and rounding."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from pallas_kernels.proof.report import Case
 from pallas_kernels.w4ax_matmul import specs as named
 from pallas_kernels.w4ax_matmul import w4ax_matmul, w4ax_quantize
 from pallas_kernels.w4ax_matmul.config import choose_config
+from pallas_kernels.w4ax_matmul.mosaic_config import misfit
 
 
 def _valid(args):
@@ -20,14 +22,17 @@ def _valid(args):
     return x, weight._replace(perm=perm, n_hi=jnp.int32(weight.scale.shape[0] // 4))
 
 
-def forward(spec: named.W4AxSpec) -> Case:
-    config = choose_config(spec.m, spec.layout)
-    args = spec.arguments()
-    result = jnp.dtype(spec.dtype).itemsize * spec.m * spec.layout.cols
-
+def _call(spec: named.W4AxSpec):
     def call(x, weight, *, implementation):
         return w4ax_matmul(x, weight, spec.layout, implementation=implementation)
 
+    return call
+
+
+def forward(spec: named.W4AxSpec) -> Case:
+    config, call = choose_config(spec.m, spec.layout), _call(spec)
+    args = spec.arguments()
+    result = jnp.dtype(spec.dtype).itemsize * spec.m * spec.layout.cols
     return Case(
         name=spec.name,
         kernel="w4ax_matmul",
@@ -39,6 +44,18 @@ def forward(spec: named.W4AxSpec) -> Case:
         tensor_core=True,
         decode=spec.m <= DECODE_ROWS,
         valid=_valid,
+    )
+
+
+def hopper(spec: named.W4AxSpec) -> Case:
+    """The Mosaic kernel; the copy unit loads whole blocks, so there is no count of loads for it to miss."""
+    return dataclasses.replace(
+        forward(spec),
+        name=f"{spec.name}-mosaic",
+        kernel="w4ax_matmul_mosaic",
+        fn=functools.partial(_call(spec), implementation="mosaic"),
+        step_bytes=0,
+        targets=("H100",),
     )
 
 
@@ -72,8 +89,10 @@ def rounding(spec: named.W4AxSpec) -> Case:
     )
 
 
+HOPPER_SPECS = tuple(spec for spec in named.SPECS if misfit(spec.m, spec.layout) is None)
 CASES = (
     *(forward(spec) for spec in named.SPECS),
+    *(hopper(spec) for spec in HOPPER_SPECS),
     rounding(named.spec("Llama-3-8B/down", 512)),
     rounding(named.spec("SmolLM2-135M/gate", 512)),
     rounding(named.spec("Llama-3-8B/q", 512, permuted=False)),

@@ -3,9 +3,9 @@
 An int8 ``wgmma`` wants four inputs of one output in a register, and the bytes of neighbouring outputs stand beside each
 other. So a thread reads pairs of outputs, four inputs below each other: two, and the two that are eight further, for in
 that order no two threads of a warp meet in a bank of shared memory. Taken apart they are two registers of the operand,
-whose rows are eight apart: row ``16 w + 8 r + g`` of the operand is output ``16 w + 2 g + r``, and the activations stand
-in the order of :func:`operand_place`. The sums come back in the same rows; a thread holds both outputs of its pairs, so
-nothing moves when they are put in order.
+whose rows are eight apart: row ``16 w + 8 r + g`` of it is output ``16 w + 2 g + r``, and the activations stand in the
+order of :func:`operand_place`. Sums come back in the same rows; a thread holds both outputs of its pairs, so nothing
+moves when they are put in order.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,6 @@
 """The product with rounded activations in the interpreter: exact in integers, and reached by the leaf."""
 
 import dataclasses
-import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,8 @@ from pallas_kernels.w4ax_matmul.config import W4AxConfig, choose_config
 from pallas_kernels.w4ax_matmul.reference import rounded_reference, w4ax_reference, weight_codes
 from pallas_kernels.w4ax_matmul.specs import SPECS
 from pallas_kernels.w4ax_matmul.xla import dense_matrix
+
+from .ptx import run_ptx
 
 pytestmark = pytest.mark.kernels
 
@@ -140,26 +140,6 @@ def test_what_is_not_finite_stays_so(light_jit, config):
     x = x.at[0, 5].set(jnp.nan).at[1, 7].set(jnp.inf)
     for got in both(light_jit, x, weight, layout, config):
         assert jnp.all(jnp.isnan(got[0])) and not jnp.any(jnp.isfinite(got[1])) and jnp.all(jnp.isfinite(got[2]))
-
-
-def run_ptx(source: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """What the few PTX instructions in use make of words, uint32."""
-    words: dict[str, Any] = {"$1": first, "$2": second}
-
-    def value(name):
-        return words[name] if name in words else np.uint32(int(name, 0))
-
-    for line in source.splitlines():
-        kind, operands = line.rstrip(";").split(" ", 1)
-        out, *inputs = operands.split(", ")
-        a, b, *rest = (value(name) for name in inputs)
-        if kind == "prmt.b32":
-            octets = [(word >> np.uint32(8 * nth)) & np.uint32(255) for word in (a, b) for nth in range(4)]
-            picks = [int(rest[0]) >> 4 * nth & 15 for nth in range(4)]
-            words[out] = functools.reduce(np.bitwise_or, (octets[p] << np.uint32(8 * n) for n, p in enumerate(picks)))
-        else:
-            words[out] = {"shl.b32": np.left_shift, "and.b32": np.bitwise_and}[kind](a, b)
-    return words["$0"]
 
 
 @pytest.mark.parametrize("lane", [0, 1])
