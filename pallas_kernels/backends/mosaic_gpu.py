@@ -79,8 +79,9 @@ def store_block(
 @functools.cache
 def _host():
     """What makes the host run a kernel, and raise for a race where it can tell."""
-    if hasattr(plgpu, "InterpretGPUParams"):
-        return plgpu.InterpretGPUParams(detect_races=True)
+    exported = getattr(plgpu, "InterpretGPUParams", None)
+    if exported is not None:
+        return exported(detect_races=True)
     # jax 0.10 does not export it, and its search for races finds none.
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
