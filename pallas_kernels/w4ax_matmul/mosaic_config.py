@@ -11,8 +11,8 @@ class MosaicConfig:
     """How the product is cut.
 
     Attributes:
-      block_m: rows of activations of one program: 64 or 128. The sums of a block of inputs and those of all blocks take
-        a register each for every row, so 256 would not fit.
+      block_m: rows of activations of one program: 64 or 128. The sums of a block of inputs and those of all blocks
+        together take a thread as many registers, so 256 would not fit.
       warpgroups: that multiply, 64 outputs each: 1 or 2. One more loads.
       stages: blocks of inputs in flight.
     """
