@@ -21,6 +21,7 @@ PASSES = (
     "topk_pack",
     "group_sparse_matmul",
     "kv_attention",
+    "mla_attention",
     "w4ax_matmul",
 )
 OPERATIONS = (*PRODUCTS, *PASSES)

@@ -2,7 +2,7 @@
 
 A subclass says how a block of tokens is compressed, how queries meet its keys and how weights meet its values; the
 ring, sinks, streaming and the sum over blocks are here. On a GPU one kernel attends to all blocks of a kind at once
-where the subclass says that they are packed codes, see `BlockCodec.rounded_sides`.
+where the subclass says that they are packed codes or latents, see `BlockCodec.rounded_sides` and `BlockCodec.latents`.
 """
 
 # Methods of the protocol are documented in it.
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from compressjax.kvcache.latent_attention import Latents, attend_latents, latent_refusal
 from compressjax.kvcache.packed_attention import Sides, attend_packed, kernel_refusal
 from compressjax.kvcache.partial import Partial, attend_exact, combine, combine_axis, mix, weigh
 from compressjax.kvcache.protocol import Codec, KVSpec, Materialized, Ring, State, View
@@ -96,6 +97,25 @@ class BlockCodec(Codec):
         del spec, block
         return f"{type(self).__name__} has no kernel"
 
+    def latents(self, spec: KVSpec, block: Any) -> Latents | str:
+        """Keys of a block, or of stacked blocks, whose values are part of them, or why the GPU kernel takes none."""
+        del spec, block
+        return f"{type(self).__name__} has no kernel for latents"
+
+    def _kernel_refusal(self, spec, blocks, q):
+        if spec.shared:
+            return latent_refusal(self.latents(spec, blocks), q)
+        return kernel_refusal(self.rounded_sides(spec, blocks), q)
+
+    def _attend_by_kernel(self, spec, blocks, q, seen):
+        if spec.shared:
+            latents = self.latents(spec, blocks)
+            assert not isinstance(latents, str)  # it was not refused
+            return attend_latents(q, latents, spec.values, seen)
+        sides = self.rounded_sides(spec, blocks)
+        assert not isinstance(sides, str)  # it was not refused
+        return attend_packed(q, sides, seen)
+
     def _own(self, x: jax.Array) -> jax.Array:
         return x[0] if self.unit == 1 else x
 
@@ -170,11 +190,9 @@ class BlockCodec(Codec):
                 continue
 
             def kernel(blocks, q, view, which=which):
-                sides = self.rounded_sides(spec, blocks)
-                assert not isinstance(sides, str)  # it was not refused
-                return attend_packed(q, sides, getattr(view, which))
+                return self._attend_by_kernel(spec, blocks, q, getattr(view, which))
 
-            refusal = kernel_refusal(self.rounded_sides(spec, blocks), q)
+            refusal = self._kernel_refusal(spec, blocks, q)
             parts.append(kernel_or_formula(kernel, formula, refusal, blocks, q, view))
         return combine(*parts), None
 

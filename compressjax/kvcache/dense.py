@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 
 from compressjax.kvcache.blocks import BlockCodec, mix_values
+from compressjax.kvcache.latent_attention import Latents
 from compressjax.kvcache.partial import dot
 
 
@@ -47,6 +48,9 @@ class DenseKV(BlockCodec):
 
     def compress(self, spec, fixed, k, v, tokens):
         return Plain(k.astype(spec.dtype), v.astype(spec.dtype))
+
+    def latents(self, spec, block):
+        return Latents(block.k)
 
     def scores(self, spec, fixed, block, q, view, slots, sub):
         return dot(q, block.k), spec.value_of(block.k, block.v)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from compressjax.kvcache.blocks import BlockCodec, mix_values
+from compressjax.kvcache.latent_attention import Latents
 from compressjax.kvcache.packed import Axis, Packed, pack_groups, unpack_groups
 from compressjax.kvcache.packed_attention import Rounded
 from compressjax.kvcache.partial import dot
@@ -75,6 +76,12 @@ class RoundedCodec(BlockCodec):
             return "keys are stored before their rotation"
         key, value = self.formats(spec)
         return Rounded(block.k, key.axis, key.bits), Rounded(block.v, value.axis, value.bits)
+
+    def latents(self, spec, block):
+        if self.turned_back:
+            return "keys are stored before their rotation"
+        key, _ = self.formats(spec)
+        return Latents(block.k, key.axis, key.bits)
 
     def _keys(self, spec, block, slots, view):
         key, _ = self.formats(spec)

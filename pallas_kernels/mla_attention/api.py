@@ -55,7 +55,8 @@ def mla_attention(
     flat, tree = jax.tree.flatten((q, latents, start, stop, seen))
 
     def formula(*operands):
-        return mla_attention_xla(*jax.tree.unflatten(tree, operands), layout)
+        q, latents, start, stop, seen = jax.tree.unflatten(tree, operands)
+        return mla_attention_xla(q, latents, start, stop, seen, layout)
 
     if name == "xla" or 0 in (q.size, blocks_of(latents)):
         return formula(*flat)

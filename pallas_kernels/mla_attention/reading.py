@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.backends import pallas_triton as triton
 from pallas_kernels.kv_attention.layout import Side
-from pallas_kernels.kv_attention.unpacking import fields_of, power_of_two
+from pallas_kernels.kv_attention.unpacking import power_of_two
 from pallas_kernels.mla_attention.layout import MLALayout
 
 _LEAST = 16  # a tensor-core product is at least so wide and deep
@@ -67,9 +68,9 @@ class FloatRows:
     ref: Any
     text: jax.Array
 
-    def held(self, block: jax.Array, tile: jax.Array, cut: tuple[Segment, ...]) -> Any:
-        """What is loaded once a tile."""
-        token = tile * jnp.int32(self.rows) + triton.iota(self.rows)
+    def parts(self, block: jax.Array, first: jax.Array, cut: tuple[Segment, ...]) -> list[jax.Array]:
+        """Tokens ``first ..`` of a block, ``[rows, count]`` of each segment; 0 behind the end."""
+        token = first + triton.iota(self.rows)
         inside = None if self.layout.tokens % self.rows == 0 else (token < jnp.int32(self.layout.tokens))[:, None]
         found = []
         for each in cut:
@@ -79,11 +80,6 @@ class FloatRows:
                 mask = exists[None, :] if inside is None else inside & exists[None, :]
             found.append(triton.load(self.ref, block, self.text, token[:, None], channel[None, :], mask=mask))
         return found
-
-    def parts(self, held: Any, block: jax.Array, tile: jax.Array, nth: Any, cut: tuple[Segment, ...]) -> Any:
-        """The ``nth`` tokens of the tile, ``[rows, count]`` of each segment."""
-        del block, tile, nth, cut
-        return held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,32 +101,34 @@ class PackedRows:
     low: Any
     text: jax.Array
 
-    def held(self, block: jax.Array, tile: jax.Array, cut: tuple[Segment, ...]) -> Any:
-        """Words of each plane of a tile for each segment, uint32 ``[words of a plane, count]``."""
-        packing = self.layout.packing
-        found = []
-        for each in cut:
-            channel, exists = each.channels()
-            mask = None if exists is None else exists[None, :]
-            words = []
-            for width, _, word in packing.planes:
-                at = tile * jnp.int32(packing.words) + jnp.int32(word) + triton.iota(packing.tile * width // 32)
-                words.append(triton.load(self.codes, block, self.text, at[:, None], channel[None, :], mask=mask))
-            found.append(words)
-        return found
+    def parts(self, block: jax.Array, first: jax.Array, cut: tuple[Segment, ...]) -> list[jax.Array]:
+        """Tokens ``first ..`` of a block, float32 ``[rows, count]`` of each segment."""
+        return [self._values(block, first, each) for each in cut]
 
-    def parts(self, held: Any, block: jax.Array, tile: jax.Array, nth: Any, cut: tuple[Segment, ...]) -> Any:
-        """The ``nth`` tokens of the tile, float32 ``[rows, count]`` of each segment."""
-        first = tile * jnp.int32(self.layout.tile) + jnp.asarray(nth * self.rows, jnp.int32)
-        return [self._values(words, block, first, nth, each) for words, each in zip(held, cut, strict=True)]
+    def _codes(self, block, first, each):
+        channel, exists = each.channels()
+        mask = None if exists is None else exists[None, :]
+        packing, code = self.layout.packing, None
+        tile = lax.div(first, jnp.int32(packing.tile))
+        within = lax.rem(first, jnp.int32(packing.tile)) + triton.iota(self.rows)
+        for width, offset, word in packing.planes:
+            tall = jnp.int32(packing.tile * width // 32)
+            at = tile * jnp.int32(packing.words) + jnp.int32(word) + lax.rem(within, tall)
+            words = triton.load(self.codes, block, self.text, at[:, None], channel[None, :], mask=mask)
+            shift = (lax.div(within, tall) * jnp.int32(width)).astype(jnp.uint32)
+            part = (words >> shift[:, None]) & jnp.uint32(2**width - 1)
+            part = part << jnp.uint32(offset) if offset else part
+            code = part if code is None else code | part
+        assert code is not None  # every width has a plane
+        return code
 
-    def _values(self, words, block, first, nth, each):
+    def _values(self, block, first, each):
         shape, where, mask = self._groups(first, each)
 
         def load(ref):
             return triton.load(ref, block, self.text, *where, mask=mask).astype(jnp.float32)
 
-        code = triton.exact_float(fields_of(words, self.layout.packing, self.rows, nth)).reshape(shape)
+        code = triton.exact_float(self._codes(block, first, each)).reshape(shape)
         if self.low is None:
             value = load(self.scale) * (code - triton.exact_zero(float(2 ** (self.side.bits - 1))))
         else:

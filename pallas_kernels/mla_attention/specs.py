@@ -88,11 +88,11 @@ def spec(
 SPECS: tuple[MLASpec, ...] = (
     spec("DeepSeek-V3", 4096, batch=64),
     spec("DeepSeek-V3", 4096, batch=64, dtype="float16"),
-    spec("DeepSeek-V3", 32768, batch=8),
+    spec("DeepSeek-V3", 131072, batch=8),
     spec("DeepSeek-V3", 8192),
     spec("DeepSeek-V3", 64, blocks=64, batch=64, masked=True),
     spec("DeepSeek-V2-Lite", 8192, batch=32),
-    spec("DeepSeek-V2-Lite", 8192, bits=4, batch=32),
+    spec("DeepSeek-V2-Lite", 8192, bits=4, batch=64),
     spec("DeepSeek-V2-Lite", 8192, bits=8, batch=32),
     spec("DeepSeek-V3", 4096, bits=4, batch=64),
     spec("DeepSeek-V3", 64, bits=4, group=64, blocks=64, batch=64, masked=True),
@@ -100,5 +100,5 @@ SPECS: tuple[MLASpec, ...] = (
     spec("SmolLM2-135M", 4096, batch=64, dtype="float32"),
     spec("SmolLM2-135M", 4096, bits=4, batch=64, masked=True),
     spec("SmolLM2-135M", 4096, bits=8, batch=64, masked=True),
-    spec("SmolLM2-135M", 64, bits=4, group=224, axis="token", blocks=32, batch=64, masked=True),
+    spec("SmolLM2-135M", 64, bits=4, group=224, axis="token", blocks=32, batch=128, masked=True),
 )

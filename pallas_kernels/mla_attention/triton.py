@@ -35,9 +35,8 @@ def mla_attention_triton(
     """The unnormalised average of latents; float32 sums."""
     batch, heads, _ = q.shape
     blocks, rows, many = blocks_of(latents), config.rows, config.heads
-    tall = rows if layout.side is None else layout.tile
-    per_block = math.ceil(layout.tokens / tall)
-    tiles, steps = blocks * per_block, tall // rows
+    per_block = math.ceil(layout.tokens / rows)
+    tiles = blocks * per_block
     per_split, head_blocks = math.ceil(tiles / config.splits), math.ceil(heads / many)
     cut = segments(layout, config.segment)
     latent = [each for each in cut if each.latent]
@@ -65,45 +64,39 @@ def mla_attention_triton(
 
         queries = [query(each) for each in cut]
         begin, end = triton.load(start_ref, text), triton.load(stop_ref, text)
-        # Tokens that a tile lies before or behind; a short last tile of a block counts as a whole one.
-        first = jnp.maximum(split * jnp.int32(per_split), _tile_of(begin, layout, tall))
+        first = jnp.maximum(split * jnp.int32(per_split), _tile_of(begin, layout, rows))
         last = jnp.minimum((split + jnp.int32(1)) * jnp.int32(per_split), jnp.int32(tiles))
-        last = jnp.minimum(last, _tile_of(end - jnp.int32(1), layout, tall) + jnp.int32(1))
+        last = jnp.minimum(last, _tile_of(end - jnp.int32(1), layout, rows) + jnp.int32(1))
+        last = jnp.where(begin < end, last, jnp.int32(0))
 
-        def one_tile(index, carry):
-            block, tile = lax.div(index, jnp.int32(per_block)), lax.rem(index, jnp.int32(per_block))
-            words = reader.held(block, tile, cut)
-
-            def step(nth, carry):
-                sums, m, total = carry
-                parts = [part.astype(q.dtype) for part in reader.parts(words, block, tile, nth, cut)]
-                scores = jnp.zeros((many, rows), jnp.float32)
-                for each, part in zip(queries, parts, strict=True):
-                    scores = scores + dot(each, part.T)
-                at = tile * jnp.int32(tall) + jnp.asarray(nth * rows, jnp.int32) + triton.iota(rows)
-                token = block * jnp.int32(layout.tokens) + at
-                among = (token >= begin) & (token < end)
-                exists = None if layout.tokens % tall == 0 else at < jnp.int32(layout.tokens)
-                if exists is not None:
-                    among = among & exists
-                if seen_ref is not None:
-                    among = among & (triton.load(seen_ref, block, text, at, mask=exists) != jnp.uint8(0))
-                scores = jnp.where(among[None, :], scores, jnp.float32(UNSEEN))
-                above = jnp.maximum(m, jnp.max(scores, axis=1))
-                # With nothing seen so far, weights are exp(-1e30) and not exp(0).
-                level = jnp.where(above == jnp.float32(UNSEEN), 0.0, above)
-                fade, weights = jnp.exp(m - above), jnp.exp(scores - level[:, None])
-                sums = tuple(
-                    total * fade[:, None] + dot(weights, part)
-                    for total, part in zip(sums, parts[: len(latent)], strict=True)
-                )
-                return sums, above, total * fade + jnp.sum(weights, axis=1)
-
-            return step(0, carry) if steps == 1 else lax.fori_loop(0, steps, step, carry)
+        def step(index, carry):
+            sums, m, total = carry
+            block, at = lax.div(index, jnp.int32(per_block)), lax.rem(index, jnp.int32(per_block)) * jnp.int32(rows)
+            parts = [part.astype(q.dtype) for part in reader.parts(block, at, cut)]
+            scores = jnp.zeros((many, rows), jnp.float32)
+            for each, part in zip(queries, parts, strict=True):
+                scores = scores + dot(each, part.T)
+            at = at + triton.iota(rows)
+            token = block * jnp.int32(layout.tokens) + at
+            among = (token >= begin) & (token < end)
+            exists = None if layout.tokens % rows == 0 else at < jnp.int32(layout.tokens)
+            if exists is not None:
+                among = among & exists
+            if seen_ref is not None:
+                among = among & (triton.load(seen_ref, block, text, at, mask=exists) != jnp.uint8(0))
+            scores = jnp.where(among[None, :], scores, jnp.float32(UNSEEN))
+            above = jnp.maximum(m, jnp.max(scores, axis=1))
+            # With nothing seen so far, weights are exp(-1e30) and not exp(0).
+            level = jnp.where(above == jnp.float32(UNSEEN), 0.0, above)
+            fade, weights = jnp.exp(m - above), jnp.exp(scores - level[:, None])
+            sums = tuple(
+                old * fade[:, None] + dot(weights, part) for old, part in zip(sums, parts[: len(sums)], strict=True)
+            )
+            return sums, above, total * fade + jnp.sum(weights, axis=1)
 
         zero = jnp.zeros((many,), jnp.float32)
         sums = tuple(jnp.zeros((many, each.count), jnp.float32) for each in latent)
-        sums, m, total = lax.fori_loop(first, last, one_tile, (sums, zero + jnp.float32(UNSEEN), zero))
+        sums, m, total = lax.fori_loop(first, last, step, (sums, zero + jnp.float32(UNSEEN), zero))
         for each, value in zip(latent, sums, strict=True):
             channel, exists = each.channels()
             mask = _both(inside, exists)
@@ -129,15 +122,12 @@ def mla_attention_triton(
     return Softmax(jnp.sum(acc * fade[..., None], axis=0), best, jnp.sum(total * fade, axis=0))
 
 
-def _tile_of(token: jax.Array, layout: MLALayout, tall: int) -> jax.Array:
-    """Number of the tile that holds a token; -1 for the one before the first."""
-    if layout.tokens % tall == 0:
-        # Floor, since -1 belongs to no tile.
-        return (token + jnp.int32(tall)) // jnp.int32(tall) - jnp.int32(1)
-    tokens = jnp.int32(layout.tokens)
-    block = lax.div(token, tokens)
-    tile = block * jnp.int32(math.ceil(layout.tokens / tall)) + lax.div(lax.rem(token, tokens), jnp.int32(tall))
-    return jnp.where(token < jnp.int32(0), jnp.int32(-1), tile)
+def _tile_of(token: jax.Array, layout: MLALayout, rows: int) -> jax.Array:
+    """Number of the run of ``rows`` tokens that holds a token from 0 on; the last run of a block may be short."""
+    if layout.tokens % rows == 0:
+        return lax.div(token, jnp.int32(rows))
+    block, within = lax.div(token, jnp.int32(layout.tokens)), lax.rem(token, jnp.int32(layout.tokens))
+    return block * jnp.int32(math.ceil(layout.tokens / rows)) + lax.div(within, jnp.int32(rows))
 
 
 def _both(rows: jax.Array | None, columns: jax.Array | None) -> jax.Array | None:

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from compressjax.distributed import QSGD, BlockTopK, MinMax
+from compressjax.kvcache import KV4, DenseKV, KVSpec, view_of
+from compressjax.kvcache.cache import Layout
+from compressjax.kvcache.protocol import Segment
 from compressjax.leaf.group_sparse import GroupSparse
 from compressjax.leaf.w4ax import W4Ax
 from compressjax.ops import matmul
@@ -21,7 +24,7 @@ def kernels(fn, *shapes) -> list[str]:
     """Names of the kernels of this library in the compiled program."""
     program = compile_for(fn, shapes, H100)
     found = {name for ptx in program.ptx for name in re.findall(r"\.entry (\w+)", ptx)}
-    ours = "quantize_pack|unpack_dequantize|blockwise_adam|topk_pack|group_sparse|w4ax"
+    ours = "quantize_pack|unpack_dequantize|blockwise_adam|topk_pack|group_sparse|w4ax|mla_attention"
     return sorted(name for name in found if re.match(ours, name))
 
 
@@ -84,3 +87,34 @@ def test_leaves_that_round_what_they_read(compiler):
     )
     assert kernels(matmul, jax.ShapeDtypeStruct((1, 256), jnp.bfloat16), w) == ["w4ax_matmul_fused"]
     assert kernels(matmul, jax.ShapeDtypeStruct((2, 64, 256), jnp.bfloat16), w) == ["w4ax_matmul", "w4ax_quantize"]
+
+
+@pytest.mark.parametrize("codec", [DenseKV(), KV4(group=32)], ids=["float", "packed"])
+def test_caches_of_latents(compiler, codec):
+    """A model that TransMLA converted: the prompt and later chunks, one kernel each."""
+    spec = KVSpec(
+        layers=1,
+        batch=1,
+        q_heads=9,
+        kv_heads=1,
+        head_dim=224,
+        value_dim=192,
+        shared=True,
+        prompt=256,
+        max_len=512,
+        dtype="bfloat16",
+    )
+    layout = Layout(spec, (Segment(codec, 0, 1),))
+    k = jax.ShapeDtypeStruct((1, 1, 1, spec.prompt, spec.head_dim), jnp.bfloat16)
+    state = jax.eval_shape(
+        lambda k: codec.prefill(spec, k, k[..., :0], jnp.ones((1, spec.prompt), bool), None, None), k
+    )
+    q = jax.ShapeDtypeStruct((1, 1, 9, 1, spec.head_dim), jnp.bfloat16)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+
+    def attend(state, q, real, frozen, hot):
+        return codec.attend(spec, state, q, view_of(layout, codec, real, frozen, hot, 1), 0)[0]
+
+    kind = "float" if isinstance(codec, DenseKV) else "w"
+    names = kernels(attend, state, q, jax.ShapeDtypeStruct((1, spec.max_len), bool), count, count)
+    assert [name.rstrip("_0123456789") for name in names] == [f"mla_attention_{kind}"] * 2
