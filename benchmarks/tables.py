@@ -196,6 +196,24 @@ def quality_others(results: Path) -> str:
     return f"{result['setting']}.\n\n{markdown(header, rows, 'llrrr')}\n\n{_source(result)}"
 
 
+def allocation(results: Path) -> str:
+    """Held-out divergence of every search at equal bits, the least of each row in bold."""
+    result = read_result(results / "allocation.json")
+    if result is None:
+        return _missing("python -m benchmarks.allocation")
+    searches = list(dict.fromkeys(name for row in result["rows"] for name in row["choices"]))
+    rows = []
+    for row in result["rows"]:
+        least = min(own["kl"] for own in row["choices"].values())
+        cells = []
+        for own in (row["choices"][name] for name in searches):
+            kl = f"{own['kl']:.4f}"
+            cells.append(f"{f'**{kl}**' if own['kl'] == least else kl} ({own['bits']:.2f})")
+        rows.append((row["name"], *cells))
+    table = markdown(("weights, levels, budget", *searches), rows, "l" + "r" * len(searches))
+    return f"{result['setting']}.\n\n{table}\n\n{_source(result)}"
+
+
 def trace(results: Path) -> str:
     """How trace and compile time of compressed models relate to those of dense ones."""
     result = read_result(results / "trace.json")
@@ -214,6 +232,7 @@ SECTIONS: Mapping[str, Callable[[Path], str]] = MappingProxyType(
         "quality": quality,
         "quality-others": quality_others,
         "quantize": quantize,
+        "allocation": allocation,
         "trace": trace,
     }
 )

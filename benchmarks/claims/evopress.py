@@ -5,35 +5,22 @@ that judges whole choices beats scores (ShortGPT) and dynamic programming over l
 There, 7B models and some hundred generations on a GPU; here a 135M model and 24, and a model over bytes and more.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks import language_model as lm
-from benchmarks.byte_model import byte_llama, byte_text, llama_loss, train
+from benchmarks.allocation.shared_out import byte_decoder, byte_search, byte_texts, share_out
 from benchmarks.claims.harness import Part, Row, asserted, not_comparable, printed
 from compressjax.allocation import (
     EvoPress,
-    Greedy,
-    KnapsackDP,
     TextFitness,
-    Uniform,
     allocate,
-    assemble_dense,
     depth_database,
-    model_levels,
     mute_parts,
     owl_sparsity,
     part_cosines,
     random_drops,
 )
-from compressjax.calibration import Hessian, calibrate
-from compressjax.evaluation.divergence import divergence
-from compressjax.evaluation.logits import LinenLogits
-from compressjax.models import Llama
 from compressjax.quantization import GPTQ
 from compressjax.sparsity import SparseGPT
 
@@ -109,68 +96,15 @@ def _without(count, indices):
     return state
 
 
-@functools.cache
-def _byte_model(quick: bool):
-    """A trained Llama over bytes and its parameters."""
-    model, cfg = byte_llama(2, 64, 2) if quick else byte_llama(6, 128, 4)
-    steps, batch, length = (4, 2, 17) if quick else (800, 16, 97)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 4, steps)
-    batches = byte_text().windows(0, steps * batch, length).reshape(steps, batch, length)
-    return cfg, train(llama_loss(model), params, optax.adam(rate), batches)[0]
-
-
-def _shared_out(cfg, params, tokens, text, configs, search, from_dp=False, owl=None):
-    """Held-out divergence, summed layer error and bits of every allocation at the cost of the middle level everywhere.
-
-    ``owl`` adds the states that a function of levels and statistics names.
-    """
-    network = Llama(cfg)
-
-    def hidden(tree, ids):
-        return network.apply({"params": tree}, ids, method="hidden")[0]
-
-    batches = [jnp.asarray(tokens[at : at + 2]) for at in range(0, len(tokens), 2)]
-    stats = calibrate(hidden, params, batches, Hessian(), paths="blocks/**")
-    levels = model_levels(params, configs, stats=stats, paths="blocks/**")
-    db, logits, data = levels.db, LinenLogits(network), (params, levels.dense)
-    budget = int(db.cost[:, len(configs) // 2].sum())
-    fitness = TextFitness(logits_fn=logits, params=params, assemble=assemble_dense, data=data, tokens=tokens)
-    states = {
-        "one level everywhere": allocate(db, budget, Uniform()).state,
-        "greedy over layer errors": allocate(db, budget, Greedy()).state,
-        "DP over layer errors": allocate(db, budget, KnapsackDP()).state,
-        **({} if owl is None else owl(levels, stats)),
-    }
-    start = states["DP over layer errors"] if from_dp else None
-    states["EvoPress"] = allocate(db, budget, search, fitness, start=start).state
-    numbers = sum(stack[0].size for stack in levels.dense.values())
-    found = {}
-    for name, state in states.items():
-        if db.total_cost(state) > budget:
-            raise ValueError(f"{name} costs more than the budget")
-        away = divergence(logits, params, assemble_dense(data, jnp.asarray(state)), text)
-        found[name] = (away.kl, db.total_error(state), db.total_cost(state) / numbers)
-    return found
-
-
-def _byte_text(quick):
-    text = byte_text()
-    search = EvoPress(generations=100, offspring=32, survivors=(8, 2, 1), tokens=(1024, 4096, 16384))
-    if quick:
-        search = EvoPress(generations=2, offspring=4, survivors=(2, 1), tokens=(256, 512))
-    return text.windows(1, 8 if quick else 128, 128), text.held_out_windows(4 if quick else 96, 128), search
-
-
 def _under(kind, found, baselines, ours):
     """EvoPress asserted under each baseline."""
     return [
         asserted(
             f"byte model, {kind}: divergence, EvoPress under {name}",
-            baseline=found[name][0],
-            ours=ours[0],
-            bits=ours[2],
-            baseline_bits=found[name][2],
+            baseline=found[name].kl,
+            ours=ours.kl,
+            bits=ours.bits,
+            baseline_bits=found[name].bits,
             equal_bits=False,
             unit="nats",
             note="one budget for all; a search may leave a step of it unspent",
@@ -181,28 +115,27 @@ def _under(kind, found, baselines, ours):
 
 def bits(quick: bool) -> list[Row]:
     """Divergence of a byte model at equal bits, by how they are shared out."""
-    cfg, params = _byte_model(quick)
-    tokens, held_out, search = _byte_text(quick)
-    found = _shared_out(cfg, params, tokens, held_out, [GPTQ(bits=b, group=64) for b in (2, 3, 4)], search)
+    cfg, params = byte_decoder(quick)
+    levels = [GPTQ(bits=b, group=64) for b in (2, 3, 4)]
+    found = share_out(cfg, params, *byte_texts(quick), levels, byte_search(quick))
     ours, dp, greedy = (found[n] for n in ("EvoPress", "DP over layer errors", "greedy over layer errors"))
     why = "one step at a time over the same layer errors"
     return [
         *_under("bits", found, ("one level everywhere", "DP over layer errors"), ours),
         asserted(
             "byte model, bits: sum of layer errors, DP's no larger than EvoPress's",
-            baseline=ours[1],
-            ours=dp[1],
+            baseline=ours.error,
+            ours=dp.error,
             strict=False,
             note="so errors of layers do not decide: the row above has the divergences the other way round",
         ),
-        printed("byte model, bits: divergence, greedy", ours=greedy[0], bits=greedy[2], unit="nats", why=why),
+        printed("byte model, bits: divergence, greedy", ours=greedy.kl, bits=greedy.bits, unit="nats", why=why),
     ]
 
 
 def sparsity(quick: bool) -> list[Row]:
     """Divergence of a byte model with half of its weights dropped, by where they go."""
-    cfg, params = _byte_model(quick)
-    tokens, held_out, search = _byte_text(quick)
+    cfg, params = byte_decoder(quick)
     step, reach = (256, 2) if quick else (1024, 6)
     configs = [SparseGPT(extra=step * k) for k in range(reach, -reach - 1, -1)]
 
@@ -216,17 +149,17 @@ def sparsity(quick: bool) -> list[Row]:
             state += list(reach - offset.astype(np.int64))
         return {"OWL": np.asarray(state)}
 
-    found = _shared_out(cfg, params, tokens, held_out, configs, search, owl=owl)
+    found = share_out(cfg, params, *byte_texts(quick), configs, byte_search(quick), others=owl)
     ours, greedy = found["EvoPress"], found["greedy over layer errors"]
     why = "one step at a time over the same layer errors"
     return [
         *_under("half dropped", found, ("one level everywhere", "OWL", "DP over layer errors"), ours),
-        printed("byte model, half dropped: divergence, greedy", ours=greedy[0], bits=greedy[2], unit="nats", why=why),
+        printed("byte model, half dropped: divergence, greedy", ours=greedy.kl, bits=greedy.bits, unit="nats", why=why),
     ]
 
 
 def model(quick: bool) -> list[Row]:
-    """Divergence of SmolLM2 at equal bits after a short search from the DP's choice."""
+    """Divergence of SmolLM2 at equal bits after a short search from the best of the others."""
     bed = lm.smollm2(2 if quick else None)
     tokens = lm.calibration("wikipedia:train", *((4, 64) if quick else (32, 256)))
     text = lm.held_out("wikipedia:test", *((2, 64) if quick else (8, 512)))
@@ -234,11 +167,11 @@ def model(quick: bool) -> list[Row]:
     if quick:
         search = EvoPress(generations=2, offspring=4, survivors=(2, 1), tokens=(128, 256))
     configs = [GPTQ(bits=b, group=64) for b in (2, 3, 4)]
-    found = _shared_out(bed.cfg, bed.params, tokens, text, configs, search, from_dp=True)
-    why = "16 generations of 8 over 210 matrices, from the choice of the DP: far from the paper's 150 of 128"
+    found = share_out(bed.cfg, bed.params, tokens, text, configs, search, from_best=True)
+    why = "16 generations of 8 over 210 matrices, from the best cheap choice: far from the paper's 150 of 128"
     return [
-        printed(f"SmolLM2: divergence, {name}", ours=kl, bits=width, unit="nats", why=why)
-        for name, (kl, _, width) in found.items()
+        printed(f"SmolLM2: divergence, {name}", ours=own.kl, bits=own.bits, unit="nats", why=why)
+        for name, own in found.items()
     ]
 
 
