@@ -37,7 +37,7 @@ COMPILE = env -u UV_INDEX_URL -u UV_DEFAULT_INDEX -u UV_EXTRA_INDEX_URL -u UV_IN
 	$(LOCK_VENV)/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-annotate --no-header --upgrade --universal --fork-strategy fewest
 
-.PHONY: help quickstart test test-slow lint format claims bench docs notebook interop kernels setup lock clean
+.PHONY: help quickstart test test-slow lint format claims bench docs notebook interop kernels proof kernels-setup setup lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -80,7 +80,12 @@ interop: $(INTEROP_READY) ## load our exports with transformers, compressed-tens
 
 kernels: $(KERNELS_READY) ## compile every GPU kernel for H100 and A100 without a GPU and print what came of it
 	$(KERNELS_BIN)/python -m benchmarks.kernels
-	$(KERNELS_BIN)/python -m pytest -m "kernels and not slow" tests/pallas_kernels $(PYTEST_ARGS)
+	$(MAKE) proof
+
+proof: $(KERNELS_READY) ## run the tests that compile GPU kernels and hold them to the committed figures
+	$(KERNELS_BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "kernels and not slow" tests/pallas_kernels $(PYTEST_ARGS)
+
+kernels-setup: $(KERNELS_READY) ## make the environment with the compilers of GPU kernels and stop
 
 setup: $(READY) ## make the environment and stop
 

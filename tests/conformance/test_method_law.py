@@ -1,5 +1,6 @@
 """What every compression method must do, whatever it does inside."""
 
+import collections
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compressjax.driver import compress_group, leaf_rule, statistic_for
+from compressjax.driver import leaf_rule, statistic_for
 from compressjax.leaf import is_leaf
 from compressjax.ops import dense, logical_shape, nbits, size
 from compressjax.quantization import quantize, quantize_with_info
@@ -18,8 +19,13 @@ from .rows import METHODS
 pytestmark = pytest.mark.parametrize("row", as_params(METHODS, lambda r: repr(r.cfg)[:80]))
 
 
+TRACES = collections.Counter()
+
+
 @functools.partial(jax.jit, static_argnames="cfg")
 def one(w, stats, *, cfg):
+    # Runs when it is traced, never when it is called again.
+    TRACES[cfg] += 1
     return leaf_rule(w, cfg, stats, None)
 
 
@@ -37,29 +43,25 @@ def test_gives_a_leaf_of_the_same_shape_and_says_its_error(row):
     assert nbits(leaf) / size(leaf) < 16
 
 
-def test_stacked_layers_are_as_if_alone(row):
+def test_stacked_layers_are_as_if_alone_and_reported_by_path(row):
     problems = [small_problem(seed) for seed in range(3)]
     cfg = row.shrunk
-    params = {"layers": {"kernel": jnp.stack([w for w, _ in problems])}}
+    params = {"layers": {"kernel": jnp.stack([w for w, _ in problems]), "bias": jnp.zeros((3, 32))}}
     stats = {"layers/kernel": jax.tree.map(lambda *a: jnp.stack(a), *(s for _, s in problems))}
-    stacked = quantize(params, cfg, stats=stats)["layers"]["kernel"]
+    new, infos = quantize_with_info(params, cfg, stats=stats)
+    assert set(infos) == {"layers/kernel"}
+    assert new["layers"]["bias"] is params["layers"]["bias"]
     for i, (w, s) in enumerate(problems):
-        same(jax.tree.map(lambda a, i=i: a[i], stacked), one(w, s, cfg=cfg)[0])
+        same(jax.tree.map(lambda a, i=i: a[i], new["layers"]["kernel"]), one(w, s, cfg=cfg)[0])
 
 
 def test_no_second_trace_and_deterministic(row):
     cfg = row.shrunk
-    traces = []
-
-    @jax.jit
-    def f(w, stats):
-        traces.append(1)
-        return compress_group((w,), cfg, stats)[0][0]
-
-    first = f(*small_problem(0))
-    f(*small_problem(1))
-    same(first, f(*small_problem(0)))
-    assert len(traces) == 1
+    first = one(*small_problem(0), cfg=cfg)[0]
+    traced = TRACES[cfg]
+    one(*small_problem(1), cfg=cfg)
+    same(first, one(*small_problem(0), cfg=cfg)[0])
+    assert traced and TRACES[cfg] == traced
 
 
 def test_says_what_statistics_it_needs(row):
@@ -97,11 +99,3 @@ def test_beats_its_baseline_at_no_more_bits_on_a_real_weight(row, real_layer):
         return float(jnp.sum(miss * (h @ miss)))
 
     assert error(leaf, unseen.xtx) < error(other, unseen.xtx)
-
-
-def test_reports_by_path(row):
-    w, stats = small_problem()
-    params = {"a": {"kernel": w, "bias": jnp.zeros(32)}}
-    new, infos = quantize_with_info(params, row.shrunk, stats={"a/kernel": stats})
-    assert set(infos) == {"a/kernel"}
-    assert new["a"]["bias"] is params["a"]["bias"]
