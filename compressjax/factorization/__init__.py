@@ -15,6 +15,7 @@ from compressjax.factorization.eora import EoRA, compensate, eora
 from compressjax.factorization.factors import break_even_rank
 from compressjax.factorization.lord import LoRD, with_mean_shift
 from compressjax.factorization.lowrank import lowrank, lowrank_with_info
+from compressjax.factorization.pivot import pivot_factors
 from compressjax.factorization.quantized_cores import quantize_cores
 from compressjax.factorization.site_dims import balanced_factors, search_dims
 from compressjax.factorization.svd import SVD
@@ -55,6 +56,7 @@ __all__ = [
     "lowrank_with_info",
     "open_store",
     "order_from_gains",
+    "pivot_factors",
     "quantize_cores",
     "resize_stack",
     "search_dims",

@@ -8,6 +8,7 @@ from compressjax.leaf.low_rank import LowRank, low_rank
 from compressjax.leaf.masked import Masked, pack_masked
 from compressjax.leaf.n_m import NMSparse, pack_n_m
 from compressjax.leaf.outliers import Outliers, outlier_mask, pack_outliers, trim_outliers
+from compressjax.leaf.pivot_low_rank import PivotLowRank, pivot_low_rank
 from compressjax.leaf.power import Power, pack_power
 from compressjax.leaf.registration import is_leaf, leaf
 from compressjax.leaf.shifted import Shifted, shifted
@@ -27,6 +28,7 @@ __all__ = [
     "Masked",
     "NMSparse",
     "Outliers",
+    "PivotLowRank",
     "Power",
     "Shifted",
     "SignLowRank",
@@ -51,6 +53,7 @@ __all__ = [
     "pack_power",
     "pack_two_level",
     "pack_w4ax",
+    "pivot_low_rank",
     "shifted",
     "sign_lowrank",
     "tensor_train",

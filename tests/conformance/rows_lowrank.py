@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compressjax.factorization import SVD, EoRA, LoRD
-from compressjax.leaf import LowRank, low_rank
+from compressjax.leaf import LowRank, PivotLowRank, low_rank, pivot_low_rank
 from compressjax.quantization import RTN
 
 from .row_types import COLS, ROWS, LeafRow, MethodRow
@@ -18,8 +18,21 @@ def thin(*, lead=(), seed=0) -> LowRank:
     )
 
 
-LEAVES = (LeafRow("low-rank", lambda lead=(), seed=0: thin(lead=lead, seed=seed)),)
-LEAF_TYPES: set[type] = {LowRank}
+def pivoted(*, lead=(), seed=0) -> PivotLowRank:
+    rng = np.random.default_rng(seed)
+    places = [rng.permutation(COLS) for _ in range(int(np.prod(lead)))]
+    return pivot_low_rank(
+        jnp.asarray(rng.normal(size=(*lead, ROWS, 5)) / 3, jnp.float32),
+        jnp.asarray(rng.normal(size=(*lead, 5, COLS - 5)) / 3, jnp.float32),
+        jnp.asarray(np.reshape(places, (*lead, COLS)), jnp.int32),
+    )
+
+
+LEAVES = (
+    LeafRow("low-rank", lambda lead=(), seed=0: thin(lead=lead, seed=seed)),
+    LeafRow("pivot low-rank", lambda lead=(), seed=0: pivoted(lead=lead, seed=seed)),
+)
+LEAF_TYPES: set[type] = {LowRank, PivotLowRank}
 
 # 16 (576 + 192) r / (576 x 192) bits per weight for factors in 16 bits.
 METHODS = (
