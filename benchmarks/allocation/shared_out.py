@@ -15,6 +15,7 @@ from compressjax.allocation import (
     Greedy,
     KnapsackDP,
     ModelLevels,
+    NeighbourDP,
     TextFitness,
     Uniform,
     allocate,
@@ -108,6 +109,7 @@ def share_out(
         "one level everywhere": allocate(db, budget, Uniform()).state,
         "greedy over layer errors": allocate(db, budget, Greedy()).state,
         "DP over layer errors": allocate(db, budget, KnapsackDP()).state,
+        "DP between neighbours": allocate(db, budget, NeighbourDP()).state,
         **({} if others is None else others(found, stats)),
     }
     start = None

@@ -1,6 +1,14 @@
 """Which method, how many bits, where."""
 
-from compressjax.allocation.allocate import Exhaustive, Greedy, KnapsackDP, Uniform, allocate
+from compressjax.allocation.allocate import (
+    BestOf,
+    Exhaustive,
+    Greedy,
+    KnapsackDP,
+    NeighbourDP,
+    Uniform,
+    allocate,
+)
 from compressjax.allocation.database import LevelDatabase, assemble
 from compressjax.allocation.depth import depth_database, drop_parts, mute_parts, part_cosines, random_drops
 from compressjax.allocation.evolve import EvoPress, Generation, evolve, random_within
@@ -14,6 +22,7 @@ from compressjax.allocation.searches import exhaustive, greedy
 
 __all__ = [
     "Allocation",
+    "BestOf",
     "EvoPress",
     "Exhaustive",
     "Generation",
@@ -21,6 +30,7 @@ __all__ = [
     "KnapsackDP",
     "LevelDatabase",
     "ModelLevels",
+    "NeighbourDP",
     "Profile",
     "TextFitness",
     "Uniform",

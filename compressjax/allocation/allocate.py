@@ -46,6 +46,39 @@ class KnapsackDP:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class NeighbourDP:
+    """`KnapsackDP` between two levels: the highest that all items can have, and the next.
+
+    Errors of layers add up best where they are small, so a choice that keeps every layer near the others trusts them
+    with less than one that may send a layer to the lowest level.
+
+    Attributes:
+      bins: resolution of the budget.
+    """
+
+    bins: int = 10_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestOf:
+    """The choice of several searches over the database's errors that the whole network likes best.
+
+    Attributes:
+      searches: configs of searches that need no fitness.
+      tokens: how many tokens each choice is judged on.
+      seed: of the draw of those tokens.
+    """
+
+    searches: tuple[Any, ...] = (Uniform(), Greedy(), KnapsackDP(), NeighbourDP())
+    tokens: int = 4096
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.searches:
+            raise ValueError("BestOf.searches must name at least one search")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Exhaustive:
     """Every choice, for few items: an oracle.
 
@@ -74,9 +107,9 @@ def allocate(
     Args:
       db: levels and their exact costs.
       budget: largest total cost, in the database's unit.
-      cfg: a search: `Uniform`, `Greedy`, `KnapsackDP`, `EvoPress`, `Exhaustive`.
-      fitness: what judges a choice by the whole network; EvoPress needs one, Greedy and Exhaustive take the sum of the
-        database's errors without. Anything with its two methods will do.
+      cfg: a search: `Uniform`, `Greedy`, `KnapsackDP`, `NeighbourDP`, `BestOf`, `EvoPress`, `Exhaustive`.
+      fitness: what judges a choice by the whole network; EvoPress and BestOf need one, Greedy and Exhaustive take the
+        sum of the database's errors without. Anything with its two methods will do.
       start: a choice ``[N]`` from which EvoPress goes on, such as the last of an interrupted search.
       progress: called after each generation of EvoPress; what it raises ends the search.
 
@@ -100,6 +133,24 @@ def _uniform(db, budget, cfg, fitness=None, *, start=None, progress=None):
 @allocate.register(KnapsackDP)
 def _knapsack(db, budget, cfg, fitness=None, *, start=None, progress=None):
     return knapsack_dp(db, budget, bins=cfg.bins)
+
+
+@allocate.register(NeighbourDP)
+def _neighbours(db, budget, cfg, fitness=None, *, start=None, progress=None):
+    lower = int(allocate(db, budget, Uniform()).state[0])
+    pair = slice(lower, lower + 2)
+    error = None if db.error is None else db.error[:, pair]
+    near = LevelDatabase(names=db.names, levels=db.levels[pair], cost=db.cost[:, pair], error=error)
+    return allocation_of(db, lower + knapsack_dp(near, budget, bins=cfg.bins).state)
+
+
+@allocate.register(BestOf)
+def _best_of(db, budget, cfg, fitness=None, *, start=None, progress=None):
+    if fitness is None:
+        raise ValueError("BestOf judges choices by the whole network: pass a fitness")
+    batch = fitness.draw(cfg.tokens, np.random.default_rng(cfg.seed))
+    found = [allocate(db, budget, search) for search in cfg.searches]
+    return min(found, key=lambda choice: fitness(choice.state, batch))
 
 
 @allocate.register(Greedy)

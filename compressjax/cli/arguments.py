@@ -92,8 +92,8 @@ class Compress(Shared):
       budget: bytes for the whole model, "45MB" or "45MiB": every matrix gets the level that the search gives it.
       level: method:field=value,... that a matrix may get under a budget, from the smallest; may be repeated; by default
         the method at 2, 3, 4 and 8 bits.
-      search: dp, greedy, uniform, or evopress:field=value,... such as evopress:generations=20; Ctrl-C ends a search and
-        goes on with the best so far.
+      search: best (of the next four, on the calibration text), neighbours, dp, greedy, uniform, or
+        evopress:field=value,... such as evopress:generations=20; Ctrl-C ends a search and goes on with the best so far.
       overwrite: replace a finished OUT.
       restart: throw away what an interrupted run left.
     """
@@ -110,7 +110,7 @@ class Compress(Shared):
     embedding_bits: int = 16
     budget: str | None = None
     level: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    search: str = "dp"
+    search: str = "best"
     overwrite: Switch = False
     restart: Switch = False
 

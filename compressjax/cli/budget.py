@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.filesize import decimal
 
-from compressjax.allocation import EvoPress, Generation, ModelLevels, TextFitness, allocate, assemble_dense
+from compressjax.allocation import BestOf, EvoPress, Generation, ModelLevels, TextFitness, allocate, assemble_dense
 from compressjax.allocation.model_levels import model_levels
 from compressjax.calibration import Fisher, calibrate
 from compressjax.calibration.joint import HessianAndMoments
@@ -39,7 +39,7 @@ def choices_for(
       args: the command.
       levels: what a matrix may get, from :func:`levels_from`.
       source: the model.
-      tokens: calibration tokens ``[N, T]``, which an evolutionary search also judges on.
+      tokens: calibration tokens ``[N, T]``, on which some searches also judge choices.
       screen: output.
 
     Raises:
@@ -115,7 +115,7 @@ def _searched(
     screen: Screen,
 ) -> tuple[np.ndarray, int]:
     """The choice, and after how many generations; an evolution goes on where one with its settings was interrupted."""
-    if not isinstance(search, EvoPress):
+    if not isinstance(search, EvoPress | BestOf):
         return allocate(found.db, budget, search).state, 0
     fitness = TextFitness(
         logits_fn=LinenLogits(Llama(source.config)),
@@ -124,6 +124,9 @@ def _searched(
         data=(found.params, found.dense),
         tokens=tokens,
     )
+    if isinstance(search, BestOf):
+        judged = dataclasses.replace(search, tokens=min(search.tokens, tokens.size))
+        return allocate(found.db, budget, judged, fitness).state, 0
     record = _Record(record_path(args.out), _settings(args, source, budget, tokens))
     start, done = record.read()
     state = start

@@ -8,7 +8,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from compressjax.allocation import EvoPress
+from compressjax.allocation import BestOf, EvoPress
 from compressjax.checkpoint import ModelSource, open_model
 from compressjax.checkpoint.packages import DECODERS
 from compressjax.cli.arguments import Compress
@@ -82,7 +82,7 @@ def calibration_for(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Calibration windows, and what to record about them; one blank token when nothing reads data."""
     methods = [method for cfg in cfgs for method in all_rules(cfg, rules).values() if method is not None]
-    searched = args.budget is not None and isinstance(parse_search(args.search), EvoPress)
+    searched = args.budget is not None and isinstance(parse_search(args.search), EvoPress | BestOf)
     if tuning is None and not searched and all(statistic_for(method) is None for method in methods):
         if args.calibration is not None:
             screen.notice(f"--calibration {args.calibration} is not read: the method needs no data")

@@ -57,6 +57,8 @@ SEARCHES: Mapping[str, str] = MappingProxyType(
         "uniform": "compressjax.allocation:Uniform",
         "greedy": "compressjax.allocation:Greedy",
         "dp": "compressjax.allocation:KnapsackDP",
+        "neighbours": "compressjax.allocation:NeighbourDP",
+        "best": "compressjax.allocation:BestOf",
         "evopress": "compressjax.allocation:EvoPress",
     }
 )

@@ -38,7 +38,7 @@ def bits_by_layer(folder):
     return kernels
 
 
-@pytest.mark.parametrize("search", ["dp", "greedy", "uniform", EVOPRESS])
+@pytest.mark.parametrize("search", ["dp", "best", "uniform", EVOPRESS])
 def test_the_model_is_as_small_as_asked_for_and_hardly_smaller(command, words, tmp_path, search):
     out, budget = tmp_path / "out", 32_000
     ended = command(*words, "--budget", budget, "--search", search, "--out", out, "--json")
