@@ -22,6 +22,7 @@ PASSES = (
     "group_sparse_matmul",
     "kv_attention",
     "mla_attention",
+    "kv_append",
     "w4ax_matmul",
 )
 OPERATIONS = (*PRODUCTS, *PASSES)

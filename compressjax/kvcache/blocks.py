@@ -2,7 +2,8 @@
 
 A subclass says how a block of tokens is compressed, how queries meet its keys and how weights meet its values; the
 ring, sinks, streaming and the sum over blocks are here. On a GPU one kernel attends to all blocks of a kind at once
-where the subclass says that they are packed codes or latents, see `BlockCodec.rounded_sides` and `BlockCodec.latents`.
+where the subclass says that they are packed codes or latents, see `BlockCodec.rounded_sides` and `BlockCodec.latents`;
+and one kernel rounds a full ring into its place, see `BlockCodec.append_block`.
 """
 
 # Methods of the protocol are documented in it.
@@ -155,13 +156,33 @@ class BlockCodec(Codec):
     def append(self, spec, hot, k, v, q, view):
         return put_token(spec, hot, k, v, view, self.chunk)
 
+    def append_refusal(self, spec: KVSpec, k: jax.Array, v: jax.Array) -> str | None:
+        """Why the GPU kernel does not round a full ring ``k, v [U, B, K, n, d]``, or None."""
+        del spec, k, v
+        return f"{type(self).__name__} has no kernel"
+
+    def append_block(
+        self, spec: KVSpec, fixed: Any, blocks: Any, k: jax.Array, v: jax.Array, tokens: "Tokens", at: jax.Array
+    ) -> Any:
+        """Stacked blocks with a full ring as the one numbered ``at``, by the GPU kernel, which was not refused."""
+        raise NotImplementedError(f"{type(self).__name__} has no kernel")
+
     def flush(self, spec, state, keep, view):
         positions = jax.lax.dynamic_slice_in_dim(view.positions, view.frozen, self.chunk, axis=1)
-        block = self._compress(spec, state.fixed, state.hot.k, state.hot.v, Tokens(keep, positions, False))
         at = (view.frozen - spec.prompt // self.chunk * self.chunk) // self.chunk
-        chunks = jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, at, axis=0), state.frozen.chunks, block
-        )
+
+        def kernel(blocks, fixed, k, v, keep, positions, at):
+            k, v = (self._own(x) for x in (k, v))
+            return self.append_block(spec, fixed, blocks, k, v, Tokens(keep, positions, False), at)
+
+        def formula(blocks, fixed, k, v, keep, positions, at):
+            block = self._compress(spec, fixed, k, v, Tokens(keep, positions, False))
+            put = jax.lax.dynamic_update_index_in_dim
+            return jax.tree.map(lambda old, new: put(old, new, at, axis=0), blocks, block)
+
+        k, v = state.hot.k, state.hot.v
+        operands = (state.frozen.chunks, state.fixed, k, v, keep, positions, at)
+        chunks = kernel_or_formula(kernel, formula, self.append_refusal(spec, k, v), *operands)
         return state._replace(frozen=state.frozen._replace(chunks=chunks))
 
     def _attend_block(self, spec, fixed, block, q, view, seen, slots, sub) -> Partial:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from compressjax.kvcache.blocks import BlockCodec
 from compressjax.kvcache.packed import Axis, Packed, pack_groups, unpack_groups
+from compressjax.kvcache.packed_append import append_groups, append_refusal
 from compressjax.kvcache.packed_attention import Rounded
 from compressjax.kvcache.partial import dot, mix
 from compressjax.kvcache.rounded import check_ring, check_sinks
@@ -105,6 +106,18 @@ class GEAR(BlockCodec):
         if spec.shared:
             return GearBlocks(keys, None)
         return GearBlocks(keys, gear_compress(v, "value", self, rank, tokens.keep, spec.dtype))
+
+    def append_refusal(self, spec, k, v):
+        (axis, group, _), (v_axis, v_group, _) = (_layout(kind, self, k.shape[1:]) for kind in ("key", "value"))
+        why = append_refusal(k[0], axis, group)
+        return why if why or spec.shared else append_refusal(v[0], v_axis, v_group)
+
+    def append_block(self, spec, fixed, blocks, k, v, tokens, at):
+        def appended(held, x, kind: Kind):
+            return gear_append(held, x.astype(jnp.float32), at, kind, self, tokens.keep, spec.dtype)
+
+        keys = appended(blocks.k, k, "key")
+        return GearBlocks(keys, None if spec.shared else appended(blocks.v, v, "value"))
 
     def rounded_sides(self, spec, block):
         if spec.shared:
@@ -214,23 +227,48 @@ def gear_compress(
       keep: bool ``[B, n]``, tokens that count.
       exact_dtype: of outliers.
     """
-    heads = x.shape[1]
+    filtered, at, exact = _set_apart(x, kind, cfg, keep, exact_dtype)
+    base = _round(filtered, kind, cfg, keep)
+    return _fitted(GearBlock(base, None, None, at, exact), x, kind, cfg, rank, keep)
+
+
+def gear_append(
+    held: GearBlock, x: jax.Array, where: jax.Array, kind: Kind, cfg: GEAR, keep: jax.Array, exact_dtype: str
+) -> GearBlock:
+    """Stacked blocks with ``x`` compressed as the one numbered ``where``; its base is rounded by the GPU kernel.
+
+    The fit needs what the base misses, so the codes that were just written are read again.
+    """
+    filtered, at, exact = _set_apart(x, kind, cfg, keep, exact_dtype)
+    axis, group, joined = _layout(kind, cfg, x.shape)
+    filtered = _vectors(filtered, "value")[:, None] if joined else filtered
+    bases = append_groups(held.base, filtered, keep, where, axis, bits=cfg.bits, group=group)
+    base = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, where, keepdims=False), bases)
+    block = _fitted(GearBlock(base, None, None, at, exact), x, kind, cfg, cfg.rank_decode, keep)
+    put = jax.lax.dynamic_update_index_in_dim
+    rest = jax.tree.map(lambda old, new: put(old, new, where, axis=0), held[1:], block[1:])
+    return GearBlock(bases, *rest)
+
+
+def _set_apart(x, kind, cfg, keep, exact_dtype):
+    """The block with its outliers replaced by means, their places and values; None where there are none."""
     vectors = _vectors(x, kind)
+    many = outliers(cfg.sparsity, vectors.shape[-1])
+    if not many:
+        return x, None, None
     counts = keep[:, None, None, :] if kind == "key" else keep[:, :, None]
     counts = jnp.broadcast_to(counts, vectors.shape)
-    many = outliers(cfg.sparsity, vectors.shape[-1])
-    at = exact = None
-    filtered = x
-    if many:
-        at = _extremes(vectors, counts, many)
-        exact = jnp.take_along_axis(vectors, at, axis=-1).astype(exact_dtype)
-        total = jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1).astype(jnp.float32)
-        mean = jnp.sum(jnp.where(counts, vectors, 0), axis=-1, keepdims=True) / total
-        plain = jnp.put_along_axis(vectors, at, jnp.broadcast_to(mean, exact.shape), axis=-1, inplace=False)
-        filtered = _entries(plain, kind, heads)
-        at = at.astype(jnp.uint16 if vectors.shape[-1] <= 65536 else jnp.uint32)
-    base = _round(filtered, kind, cfg, keep)
-    block = GearBlock(base, None, None, at, exact)
+    at = _extremes(vectors, counts, many)
+    exact = jnp.take_along_axis(vectors, at, axis=-1).astype(exact_dtype)
+    total = jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1).astype(jnp.float32)
+    mean = jnp.sum(jnp.where(counts, vectors, 0), axis=-1, keepdims=True) / total
+    plain = jnp.put_along_axis(vectors, at, jnp.broadcast_to(mean, exact.shape), axis=-1, inplace=False)
+    places = at.astype(jnp.uint16 if vectors.shape[-1] <= 65536 else jnp.uint32)
+    return _entries(plain, kind, x.shape[1]), places, exact
+
+
+def _fitted(block, x, kind, cfg, rank, keep):
+    """The block with a fit of what it misses."""
     if not rank:
         return block
     error = jnp.where(keep[:, None, :, None], x - gear_base(block, kind, cfg, x.shape[-1]), 0)

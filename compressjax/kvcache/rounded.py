@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from compressjax.kvcache.blocks import BlockCodec, mix_values
 from compressjax.kvcache.latent_attention import Latents
 from compressjax.kvcache.packed import Axis, Packed, pack_groups, unpack_groups
+from compressjax.kvcache.packed_append import append_groups, append_refusal
 from compressjax.kvcache.packed_attention import Rounded
 from compressjax.kvcache.partial import dot
 from compressjax.kvcache.protocol import KVSpec
@@ -68,6 +69,20 @@ class RoundedCodec(BlockCodec):
         return RoundedBlock(
             packed, pack_groups(v, value.axis, bits=value.bits, group=value.group, sym=value.sym, keep=tokens.keep)
         )
+
+    def append_refusal(self, spec, k, v):
+        key, value = self.formats(spec)
+        why = append_refusal(k[0], key.axis, key.group)
+        return why if why or spec.shared else append_refusal(v[0], value.axis, value.group)
+
+    def append_block(self, spec, fixed, blocks, k, v, tokens, at):
+        key, value = self.formats(spec)
+        if self.turned_back:
+            k = _turn(spec, k.astype(jnp.float32), tokens.positions, back=True)
+        keys = append_groups(blocks.k, k, tokens.keep, at, **key._asdict())
+        if spec.shared:
+            return RoundedBlock(keys, None)
+        return RoundedBlock(keys, append_groups(blocks.v, v, tokens.keep, at, **value._asdict()))
 
     def rounded_sides(self, spec, block):
         if spec.shared:

@@ -1,6 +1,7 @@
 """The one module that names Pallas' Triton backend: how a kernel is launched, loads, stores and multiplies there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,10 +24,12 @@ def launch(
     warps: int,
     stages: int,
     interpret: bool,
+    aliases: Mapping[int, int] = MappingProxyType({}),
 ) -> Callable[..., Any]:
     """A function of whole arrays that runs ``kernel(*inputs, *outputs)`` in ``blocks`` programs.
 
-    The grid has one axis, since Triton takes three and every ``vmap`` adds one.
+    The grid has one axis, since Triton takes three and every ``vmap`` adds one. ``aliases`` names inputs that are the
+    same memory as an output: what no program writes there stays as it was.
     """
     return pl.pallas_call(
         kernel,
@@ -34,6 +37,7 @@ def launch(
         out_shape=out_shape,
         name=name,
         interpret=interpret,
+        input_output_aliases=dict(aliases),
         compiler_params=plt.CompilerParams(num_warps=warps, num_stages=stages),
     )
 

@@ -27,6 +27,8 @@ class Case:
       decode: whether it is bound by memory, so that its traffic is held to the floor.
       kernels: kernels of this library expected in the program.
       targets: names of the GPUs it compiles for.
+      in_place: bytes that the kernels write into operands they share memory with; XLA only says that they may.
+      donate: arguments whose memory the results may take: none, or the first, whose place the result takes.
       valid: makes arguments of random numbers valid (places that exist, starts that ascend); None when all are.
     """
 
@@ -41,13 +43,15 @@ class Case:
     decode: bool
     kernels: int = 1
     targets: tuple[str, ...] = tuple(TARGETS)
+    in_place: int = 0
+    donate: tuple[int, ...] = ()
     valid: Callable[[Any], Any] | None = None
 
 
 def examine(case: Case, target: Target) -> dict[str, Any]:
     """Compiles a case, and XLA's own alternative, and returns what JSON can hold of the outcome."""
-    program = compile_for(case.fn, case.args, target)
-    moved = traffic.moved_bytes(program.hlo)
+    program = compile_for(case.fn, case.args, target, donate=case.donate)
+    moved = traffic.moved_bytes(program.hlo) + case.in_place
     row: dict[str, Any] = {
         "case": case.name,
         "target": target.name,
@@ -59,7 +63,7 @@ def examine(case: Case, target: Target) -> dict[str, Any]:
         "least_us": round(case.least_bytes / target.bandwidth * 1e6, 3),
     }
     if case.xla is not None:
-        other = compile_for(case.xla, case.args, target)
+        other = compile_for(case.xla, case.args, target, donate=case.donate)
         row["xla_bytes"] = traffic.moved_bytes(other.hlo)
         row["xla_launches"] = len(traffic.operations(other.hlo))
         row["xla_temporary_bytes"] = other.compiled.memory_analysis().temp_size_in_bytes

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from compressjax.distributed import QSGD, BlockTopK, MinMax
-from compressjax.kvcache import KV4, DenseKV, KVSpec, view_of
+from compressjax.kvcache import GEAR, KIVI, KV4, DenseKV, KVSpec, flush, kv_compress, view_of
 from compressjax.kvcache.cache import Layout
 from compressjax.kvcache.protocol import Segment
 from compressjax.leaf.group_sparse import GroupSparse
@@ -16,6 +16,7 @@ from compressjax.ops import matmul
 from compressjax.training.eight_bit import adamw_8bit
 from pallas_kernels.proof.compile import compile_for
 from pallas_kernels.proof.targets import H100
+from pallas_kernels.proof.traffic import moved_bytes, operations
 
 pytestmark = pytest.mark.kernels
 
@@ -118,3 +119,20 @@ def test_caches_of_latents(compiler, codec):
     kind = "float" if isinstance(codec, DenseKV) else "w"
     names = kernels(attend, state, q, jax.ShapeDtypeStruct((1, spec.max_len), bool), count, count)
     assert [name.rstrip("_0123456789") for name in names] == [f"mla_attention_{kind}"] * 2
+
+
+@pytest.mark.parametrize("codec", [KIVI(), GEAR(sparsity=0)], ids=["kivi", "gear"])
+def test_full_rings(compiler, codec):
+    """The rings of all layers are rounded into the cache's own memory, and nothing of the cache is copied."""
+    k = jax.ShapeDtypeStruct((4, 1, 128, 3, 64), jnp.bfloat16)
+    prompt = {"k": k, "v": k, "mask": jax.ShapeDtypeStruct((1, 128), bool)}
+    cache = jax.eval_shape(lambda prompt: kv_compress(prompt, codec, q_heads=9, max_len=8192), prompt)
+    program = compile_for(flush, (cache,), H100, donate=(0,))
+    entries = {name for ptx in program.ptx for name in re.findall(r"\.entry (\w+)", ptx)}
+    ours = {name.rstrip("_0123456789") for name in entries if name.startswith("kv_append")}
+    assert ours == {"kv_append_w2_channel", "kv_append_w2_token"}
+    copies = [op.bytes for op in operations(program.hlo) if "copy" in op.name]
+    assert sum(copies) < sum(a.size * a.dtype.itemsize for a in cache.states[0].hot)
+    if isinstance(codec, KIVI):
+        ring = sum(a.size * a.dtype.itemsize for a in cache.states[0].hot)
+        assert moved_bytes(program.hlo) < 1.2 * ring

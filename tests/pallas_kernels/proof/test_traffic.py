@@ -46,3 +46,36 @@ def test_only_launched_operations_of_the_entry_count():
     x, w, partial, out = 16 * 256 * 2, 32 * 512 * 4, 2 * 16 * 512 * 4, 16 * 512 * 2
     assert [op.bytes for op in found] == [x + w + partial, partial + out]
     assert moved_bytes(HLO) == x + w + 2 * partial + out
+
+
+IN_PLACE = """\
+HloModule jit_f
+
+%written (old: u32[64,32], new: u32[1,32], at: s32[]) -> u32[64,32] {
+  %old = u32[64,32]{1,0} parameter(0)
+  %new = u32[1,32]{1,0} parameter(1)
+  %twice = u32[1,32]{1,0} add(%new, %new)
+  %at = s32[] parameter(2)
+  ROOT %put = u32[64,32]{1,0} dynamic-update-slice(%old, %twice, %at, %at)
+}
+
+ENTRY %main (c: u32[64,32], x: u32[1,32], s: f16[8,2], at: s32[]) -> (u32[64,32], u32[64,32], f16[8,2]) {
+  %c = u32[64,32]{1,0} parameter(0)
+  %x = u32[1,32]{1,0} parameter(1)
+  %s = f16[8,2]{1,0} parameter(2)
+  %at = s32[] parameter(3)
+  %bare = u32[64,32]{1,0} dynamic-update-slice(%c, %x, %at, %at)
+  %fused = u32[64,32]{1,0} fusion(%bare, %x, %at), kind=kLoop, calls=%written
+  %kernel = (u32[64,32], f16[8,2]) custom-call(%x, %fused, %s), output_to_operand_aliasing={{0}: (1, {}), {1}: (2, {})}
+  ROOT %all = (u32[64,32]{1,0}, f16[8,2]{1,0}) tuple(%kernel)
+}
+"""
+
+
+def test_what_changes_in_place_counts_by_what_is_written():
+    slice_bytes, place = 32 * 4, 4
+    assert [op.bytes for op in operations(IN_PLACE)] == [
+        2 * slice_bytes + 2 * place,
+        2 * slice_bytes + place,
+        slice_bytes,
+    ]
