@@ -118,7 +118,7 @@ def test_embeddings_look_up_and_attend(kind):
         linen_apply(Tied())(params, ids.astype(jnp.float32))
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_stacked_kernels_run_inside_scan_and_remat(kind, remat):
     params, x = {"blocks": {"mlp": mlp_params(kind, (L,))}}, inputs(4, D)

@@ -23,7 +23,7 @@ def activations(tokens, width=96, seed=0):
     return jax.random.normal(jax.random.key(seed), (tokens, width))
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 128])
+@pytest.mark.parametrize("tokens", [1, 128])
 @pytest.mark.parametrize("n_hi", [0, 1, 3])
 def test_product_is_the_float64_sum_of_integer_products(tokens, n_hi):
     w = leaf(n_hi=n_hi, perm=jnp.asarray(np.random.default_rng(5).permutation(96)))

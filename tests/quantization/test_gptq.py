@@ -55,8 +55,17 @@ def test_reported_error_is_the_leafs_and_beats_rounding(cfg):
 
 
 @pytest.mark.parametrize("block", [1, 128])
-@pytest.mark.parametrize("order", ["none", "act", "group_aware"])
-@pytest.mark.parametrize("asymmetric", ["none", "gptaq"])
+@pytest.mark.parametrize(
+    "order, asymmetric",
+    [
+        ("none", "none"),
+        ("group_aware", "gptaq"),
+        *(
+            pytest.param(o, a, marks=pytest.mark.slow)
+            for o, a in [("act", "none"), ("act", "gptaq"), ("none", "gptaq")]
+        ),
+    ],
+)
 def test_independent_of_block(block, order, asymmetric):
     stats, x = correlated(48)
     drift = np.random.default_rng(2).normal(size=x.shape).astype(np.float32) * 0.1

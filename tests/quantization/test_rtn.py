@@ -11,9 +11,9 @@ from compressjax.quantization import RTN, quantize, rtn
 from .hessians import weight
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sym", [False, True])
-@pytest.mark.parametrize("group", [-1, 16, 20])
+@pytest.mark.parametrize("group", [pytest.param(-1, marks=pytest.mark.slow), 16, 20])
 def test_against_numpy(bits, sym, group):
     w = np.asarray(weight(48, 5))
     leaf = rtn(jnp.asarray(w), RTN(bits=bits, group=group, sym=sym))

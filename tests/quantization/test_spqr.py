@@ -79,7 +79,7 @@ def loop(w, h, cfg, tau):
     return rounded, mask
 
 
-@pytest.mark.parametrize("tau", [0.3, INF])
+@pytest.mark.parametrize("tau", [0.3, pytest.param(INF, marks=pytest.mark.slow)])
 def test_equals_a_loop_over_inputs_and_outputs(tau):
     # Neither the inputs nor the outputs are a multiple of 16.
     stats, _ = correlated(40)
@@ -100,9 +100,9 @@ def test_equals_a_loop_over_inputs_and_outputs(tau):
 @pytest.mark.parametrize(
     "cfg",
     [
-        SpQR(capacity=1.0),
+        pytest.param(SpQR(capacity=1.0), marks=pytest.mark.slow),
         SpQR(capacity=0.02, outlier_threshold=0.05, order="spearman"),
-        SpQR(bits=2, round_zero=True, order="identity", outlier_share=0.05),
+        pytest.param(SpQR(bits=2, round_zero=True, order="identity", outlier_share=0.05), marks=pytest.mark.slow),
         SpQR(bits=4, stat_bits=None, capacity=1.0, value_dtype="float32"),
     ],
     ids=["act", "full-spearman", "integer-zeros", "one-level"],

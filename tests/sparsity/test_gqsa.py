@@ -51,7 +51,9 @@ def test_counts_are_exact_in_both_scopes():
     assert not np.any(np.where(kept(whole)[:, None], 0, zeros))
 
 
-@pytest.mark.parametrize("cfg", [GQSA(group=8), NM(group=16)], ids=["gqsa", "n:m"])
+@pytest.mark.parametrize(
+    "cfg", [GQSA(group=8), pytest.param(NM(group=16), marks=pytest.mark.slow)], ids=["gqsa", "n:m"]
+)
 def test_weights_that_share_an_input_are_as_if_alone(cfg):
     w, record, _ = problem()
     parts = (w[:, :4], w[:, 4:])
