@@ -59,20 +59,24 @@ def test_attention_takes_the_kernel(kernel_calls, monkeypatch, name):
     q = jnp.asarray(rng.normal(size=(2, 1, 3, 1, SPEC.head_dim)), jnp.float32)
     real = jnp.arange(SPEC.max_len)[None] >= jnp.array([[0], [9]])
 
-    def attended(q):
-        prompt = real[:, : SPEC.prompt]
-        state = codec.prefill(SPEC, k, k[..., :0], prompt, None, None)
+    def filled(k):
+        state = codec.prefill(SPEC, k, k[..., :0], real[:, : SPEC.prompt], None, None)
         full = state._replace(hot=jax.tree.map(lambda a: a + 1, state.hot))
         view = view_of(layout, codec, real, jnp.int32(64), jnp.int32(RING), 1)
-        state = codec.flush(SPEC, full, jnp.ones((2, RING), bool), view)
+        return codec.flush(SPEC, full, jnp.ones((2, RING), bool), view)
+
+    def attended(q, state):
         return codec.attend(SPEC, state, q, view_of(layout, codec, real, jnp.int32(96), jnp.int32(3), 1), 0)[0]
 
     light = {"xla_backend_optimization_level": 0}
-    ours = jax.jit(attended, compiler_options=light)(q)
+    with monkeypatch.context() as patch:
+        patch.setattr(on_gpu, "on_gpu", lambda: False)
+        state = jax.jit(filled, compiler_options=light)(k)
+    ours = jax.jit(attended, compiler_options=light)(q, state)
     assert [(layout.tokens, layout.rank, layout.rope) for layout in kernel_calls] == [(64, 24, 8), (32, 24, 8)]
     assert [layout.side is None for layout in kernel_calls] == [name == "dense"] * 2
     monkeypatch.setattr(on_gpu, "on_gpu", lambda: False)
-    formula = jax.jit(lambda q: attended(q), compiler_options=light)(q)
+    formula = jax.jit(lambda q, state: attended(q, state), compiler_options=light)(q, state)
     np.testing.assert_allclose(finish(ours), finish(formula), atol=2e-5)
     np.testing.assert_allclose(log_sum_exp(ours), log_sum_exp(formula), atol=2e-5)
 

@@ -21,7 +21,7 @@ CODECS = {
     "gear-joined": GEAR(bits=4, base="kcvt", residual=RING, sparsity=0.1),
     "round": RoundKV(bits=8, residual=RING),
 }
-FAST = ("kv4", "gear")
+FAST = ("kv4",)
 
 
 @pytest.fixture

@@ -63,7 +63,10 @@ CASES = {  # layout, blocks, batch, heads, heads of a program, rows, segment, sp
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("crossing", "odd-groups", "one-scale")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES])
 def test_kernel_and_formula_are_the_reference(light_jit, name):
     lay, blocks, batch, heads, many, rows, segment, splits, masked, dtype = CASES[name]
     latents, q = random_latents(lay, blocks, batch, dtype), random_queries(lay, batch, heads, dtype)
