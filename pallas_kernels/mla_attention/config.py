@@ -68,19 +68,16 @@ def choose_config(q: jax.Array, blocks: int, layout: MLALayout, given: MLAConfig
     wide, packed = q.dtype == jnp.float32, layout.side is not None
     # Sums of 64 heads and 512 channels take half of all registers; what unpacking takes beside them halves the heads.
     heads = max(16, min(16 if wide else 32 if packed else 64, power_of_two(q.shape[1])))
-    splits = choose_splits(q, blocks, layout, heads)
     deep = not (packed or wide)
-    # The words of several planes do not fit an A100's shared memory twice. And the edges of a split take the last
-    # registers that the addresses of a third load would need.
+    # The words of several planes do not fit an A100's shared memory twice.
     alone = layout.side is not None and len(layout.packing.planes) > 1
-    stages = 1 if alone else 3 if deep and not (heads == 64 and splits > 1) else 2
     return MLAConfig(
         heads=heads,
         rows=32,
         segment=256 if deep else 128,
-        splits=splits,
+        splits=choose_splits(q, blocks, layout, heads),
         warps=4 if deep and heads == 16 else 8,
-        stages=stages,
+        stages=1 if alone else 3 if deep else 2,
     )
 
 

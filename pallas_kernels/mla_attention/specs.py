@@ -91,6 +91,8 @@ SPECS: tuple[MLASpec, ...] = (
     spec("DeepSeek-V3", 131072, batch=8),
     spec("DeepSeek-V3", 8192),
     spec("DeepSeek-V3", 64, blocks=64, batch=64, masked=True),
+    spec("DeepSeek-V3", 64, blocks=64, batch=4, masked=True),
+    spec("DeepSeek-V3", 4096, bits=3, batch=64, masked=True),
     spec("DeepSeek-V2-Lite", 8192, batch=32),
     spec("DeepSeek-V2-Lite", 8192, bits=4, batch=64),
     spec("DeepSeek-V2-Lite", 8192, bits=8, batch=32),

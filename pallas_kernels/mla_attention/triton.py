@@ -97,24 +97,29 @@ def mla_attention_triton(
         zero = jnp.zeros((many,), jnp.float32)
         sums = tuple(jnp.zeros((many, each.count), jnp.float32) for each in latent)
         sums, m, total = lax.fori_loop(first, last, step, (sums, zero + jnp.float32(UNSEEN), zero))
+        # Places of whole blocks of heads follow from the program's number, so nothing need be kept through the loop.
+        place = (split * jnp.int32(batch) + text) * jnp.int32(heads) + head
+        if inside is None:
+            place = triton.program() * jnp.int32(many) + triton.iota(many)
         for each, value in zip(latent, sums, strict=True):
             channel, exists = each.channels()
             mask = _both(inside, exists)
-            triton.store(acc_ref, value, split, text, head[:, None], channel[None, :], mask=mask)
-        triton.store(m_ref, m, split, text, head, mask=inside)
-        triton.store(l_ref, total, split, text, head, mask=inside)
+            triton.store(acc_ref, value, place[:, None], channel[None, :], mask=mask)
+        triton.store(m_ref, m, place, mask=inside)
+        triton.store(l_ref, total, place, mask=inside)
 
-    lead = (config.splits, batch, heads)
+    places = config.splits * batch * heads
     kind = "float" if layout.side is None else f"w{layout.side.bits}"
     acc, m, total = triton.launch(
         kernel,
         blocks=config.splits * batch * head_blocks,
-        out_shape=[triton.result(shape, jnp.float32, q) for shape in ((*lead, layout.rank), lead, lead)],
+        out_shape=[triton.result(shape, jnp.float32, q) for shape in ((places, layout.rank), (places,), (places,))],
         name=f"mla_attention_{kind}",
         warps=config.warps,
         stages=config.stages,
         interpret=interpret,
     )(q, start, stop, *flat)
+    acc, m, total = (a.reshape(config.splits, batch, heads, *a.shape[1:]) for a in (acc, m, total))
     if config.splits == 1:
         return Softmax(acc[0], m[0], total[0])
     best = jnp.max(m, axis=0)
