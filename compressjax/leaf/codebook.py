@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from compressjax.leaf.affine import spread_groups
 from compressjax.leaf.registration import leaf
 from compressjax.numerics import bitpack
+from compressjax.numerics.one_equation import one_equation
 from compressjax.ops import dense, logical_shape, matmul, matmul_t
 from compressjax.ops.on_gpu import KERNEL_ACTIVATIONS, kernel_or_formula
 
@@ -65,18 +65,35 @@ def unpack_indices(w: Codebook) -> jax.Array:
     return bitpack.unpack(w.codes, w.bits, w.tile, w.shape[0])
 
 
-# Under jit so that a model traces the unpacking once per kind and shape of weight, not at every product.
+_MOST_SELECTS = 16
+"""Levels up to which as many selects in one pass over the codes replace a gather, which accelerators do slowly."""
+
+
+def _look_up_formula(codes, levels, *, group):
+    """``codes [*lead, in, out]`` in ``levels [*lead, groups, K, out]``."""
+    *lead, groups, count, cols = levels.shape
+    rows, padded = codes.shape[-2], groups * group
+    if padded > rows:
+        codes = jnp.pad(codes, [(0, 0)] * len(lead) + [(0, padded - rows), (0, 0)])
+    shape = (*lead, groups, group, cols)
+    codes = codes.reshape(shape)
+    if count > _MOST_SELECTS:
+        out = jnp.take_along_axis(levels, codes.astype(jnp.int32), axis=-2, mode="clip")
+    else:
+        out = jnp.zeros(shape, levels.dtype)
+        for k in range(count):
+            out = jnp.where(codes == k, levels[..., k : k + 1, :], out)
+    return out.reshape(*lead, padded, cols)[..., :rows, :]
+
+
+_look_up = one_equation("look_up", _look_up_formula, lambda codes, levels, **_: codes.shape, lambda **_: jnp.float32)
+
+
+# Under jit so that a model traces it once per kind and shape of weight, not at every product.
 @dense.register(Codebook)
 @jax.jit
 def _dense(w: Codebook):
-    codes = unpack_indices(w)
-    levels = w.levels.astype(jnp.float32)
-    # K selects instead of a gather: tables are small, and XLA fuses this into one pass over the codes.
-    out = jnp.zeros(codes.shape, jnp.float32)
-    for k in range(levels.shape[-2]):
-        level = spread_groups(levels[..., k, :], w.group, w.shape[0])
-        out = jnp.where(codes == k, level, out)
-    return out
+    return _look_up(unpack_indices(w), w.levels.astype(jnp.float32), group=w.group)
 
 
 @logical_shape.register(Codebook)

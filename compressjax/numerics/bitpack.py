@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from compressjax.numerics.one_equation import one_equation
+
 TILES = (256, 128, 64, 32)
 
 
@@ -95,13 +97,16 @@ def unpack(
     Returns:
       Codes, ``count`` along ``axis`` and else as ``words``.
     """
+    return _unpack(words, bits=bits, tile=tile, count=count, axis=axis, dtype=np.dtype(dtype))
+
+
+def _unpack_formula(words, *, bits, tile, count, axis, dtype):
     axis += words.ndim
     lead, packed, rest = words.shape[:axis], words.shape[axis], words.shape[axis + 1 :]
     per_tile = tile * bits // 32
     tiles = packed // per_tile
     words = jax.lax.reshape(words, (*lead, tiles, per_tile, *rest))
     parts, at = [], 0
-    # Bare lax operations: every model with packed weights traces these lines, once per shape of weight.
     for width, offset in planes(bits):
         fields, height = 32 // width, tile * width // 32
         plane = jax.lax.slice_in_dim(words, at, at + height, axis=axis + 1)
@@ -114,6 +119,15 @@ def unpack(
         parts.append(jax.lax.shift_left(field, np.uint32(offset)) if offset else field)
     codes = jax.lax.convert_element_type(functools.reduce(jax.lax.bitwise_or, parts), dtype)
     return codes if tiles * tile == count else jax.lax.slice_in_dim(codes, 0, count, axis=axis)
+
+
+def _unpacked_shape(words, *, count, axis, **_):
+    shape = list(words.shape)
+    shape[axis] = count
+    return shape
+
+
+_unpack = one_equation("unpack", _unpack_formula, _unpacked_shape, lambda *, dtype, **_: dtype)
 
 
 def unpack_rows(words: jax.Array, bits: int, tile: int, ids: jax.Array) -> jax.Array:
