@@ -35,9 +35,8 @@ def number(value: float | None, unit: str = "") -> str:
 def _source(result: dict) -> str:
     machine = result["machine"]
     found = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return (
-        f"Measured {result['date']} by `{result['command']}` on {machine['cores']} cores of {machine['cpu']} ({found})."
-    )
+    cores = "one core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    return f"Measured {result['date']} by `{result['command']}` on {cores} of {machine['cpu']} ({found})."
 
 
 def _missing(command: str) -> str:
