@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from compressjax.kvcache.blocks import BlockCodec
+from compressjax.kvcache.extremes import Kind, entries_of, outliers, put_back, set_apart, vectors_of
+from compressjax.kvcache.low_rank_fit import low_rank, thin, wide
 from compressjax.kvcache.packed import Axis, Packed, pack_groups, unpack_groups
 from compressjax.kvcache.packed_append import append_groups, append_refusal
 from compressjax.kvcache.packed_attention import Rounded
@@ -133,7 +135,7 @@ class GEAR(BlockCodec):
         found = dot(q, base)
         if block.k.a is not None:
             # No product forms the n by d fit: two thin ones meet in r numbers a query.
-            found = found + dot(_thin(q, block.k.b), block.k.a)
+            found = found + dot(thin(q, block.k.b), block.k.a)
         return found, (spec.value_of(base, base) if spec.shared else None)
 
     def average(self, spec, fixed, block, weights, again, sub):
@@ -141,7 +143,7 @@ class GEAR(BlockCodec):
         out = mix(weights, again if spec.shared else gear_base(held, "value", self, spec.values))
         if held.a is None:
             return out
-        return out + _wide(mix(weights, held.a), held.b)[..., : spec.values]
+        return out + wide(mix(weights, held.a), held.b)[..., : spec.values]
 
     def decompress(self, spec, fixed, block, slots, view, sub):
         k = gear_decompress(block.k, "key", self, spec.head_dim)
@@ -176,44 +178,6 @@ class GearBlocks(NamedTuple):
     v: GearBlock | None
 
 
-Kind = Literal["key", "value"]
-
-
-def outliers(sparsity: float, length: int) -> int:
-    """Largest entries kept of a vector, and as many smallest: ``floor(s N / 2)``."""
-    return int(sparsity * length / 2 + 1e-9)
-
-
-def _vectors(x: jax.Array, kind: Kind) -> jax.Array:
-    """``[B, K, n, d]`` with the vectors that outliers are sought in on the last axis."""
-    if kind == "key":
-        return jnp.swapaxes(x, -1, -2)
-    b, heads, tokens, width = x.shape
-    return jnp.swapaxes(x, 1, 2).reshape(b, tokens, heads * width)
-
-
-def _entries(vectors: jax.Array, kind: Kind, heads: int) -> jax.Array:
-    """Inverse of `_vectors`."""
-    if kind == "key":
-        return jnp.swapaxes(vectors, -1, -2)
-    b, tokens, both = vectors.shape
-    return jnp.swapaxes(vectors.reshape(b, tokens, heads, both // heads), 1, 2)
-
-
-def _extremes(vectors: jax.Array, keep: jax.Array, count: int) -> jax.Array:
-    """Places of the ``count`` smallest and ``count`` largest kept entries, int32 ``[..., 2 count]``.
-
-    By rank and not by threshold, so that there are never more, even under ties.
-    """
-    order = jnp.argsort(jnp.where(keep, vectors, jnp.inf), axis=-1)
-    real = jnp.sum(keep, axis=-1, keepdims=True, dtype=jnp.int32)
-    start = jnp.maximum(real - count, count)
-    rank = jnp.arange(count, dtype=jnp.int32)
-    high = start + rank.reshape(*(1,) * (start.ndim - 1), count)
-    low = jnp.broadcast_to(rank.reshape(*(1,) * (start.ndim - 1), count), high.shape)
-    return jnp.take_along_axis(order, jnp.concatenate([low, high], axis=-1), axis=-1)
-
-
 def gear_compress(
     x: jax.Array, kind: Kind, cfg: GEAR, rank: int, keep: jax.Array, exact_dtype: str = "float32"
 ) -> GearBlock:
@@ -227,7 +191,7 @@ def gear_compress(
       keep: bool ``[B, n]``, tokens that count.
       exact_dtype: of outliers.
     """
-    filtered, at, exact = _set_apart(x, kind, cfg, keep, exact_dtype)
+    filtered, at, exact = set_apart(x, kind, cfg.sparsity, keep, exact_dtype)
     base = _round(filtered, kind, cfg, keep)
     return _fitted(GearBlock(base, None, None, at, exact), x, kind, cfg, rank, keep)
 
@@ -239,32 +203,15 @@ def gear_append(
 
     The fit needs what the base misses, so the codes that were just written are read again.
     """
-    filtered, at, exact = _set_apart(x, kind, cfg, keep, exact_dtype)
+    filtered, at, exact = set_apart(x, kind, cfg.sparsity, keep, exact_dtype)
     axis, group, joined = _layout(kind, cfg, x.shape)
-    filtered = _vectors(filtered, "value")[:, None] if joined else filtered
+    filtered = vectors_of(filtered, "value")[:, None] if joined else filtered
     bases = append_groups(held.base, filtered, keep, where, axis, bits=cfg.bits, group=group)
     base = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, where, keepdims=False), bases)
     block = _fitted(GearBlock(base, None, None, at, exact), x, kind, cfg, cfg.rank_decode, keep)
     put = jax.lax.dynamic_update_index_in_dim
     rest = jax.tree.map(lambda old, new: put(old, new, where, axis=0), held[1:], block[1:])
     return GearBlock(bases, *rest)
-
-
-def _set_apart(x, kind, cfg, keep, exact_dtype):
-    """The block with its outliers replaced by means, their places and values; None where there are none."""
-    vectors = _vectors(x, kind)
-    many = outliers(cfg.sparsity, vectors.shape[-1])
-    if not many:
-        return x, None, None
-    counts = keep[:, None, None, :] if kind == "key" else keep[:, :, None]
-    counts = jnp.broadcast_to(counts, vectors.shape)
-    at = _extremes(vectors, counts, many)
-    exact = jnp.take_along_axis(vectors, at, axis=-1).astype(exact_dtype)
-    total = jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1).astype(jnp.float32)
-    mean = jnp.sum(jnp.where(counts, vectors, 0), axis=-1, keepdims=True) / total
-    plain = jnp.put_along_axis(vectors, at, jnp.broadcast_to(mean, exact.shape), axis=-1, inplace=False)
-    places = at.astype(jnp.uint16 if vectors.shape[-1] <= 65536 else jnp.uint32)
-    return _entries(plain, kind, x.shape[1]), places, exact
 
 
 def _fitted(block, x, kind, cfg, rank, keep):
@@ -287,7 +234,7 @@ def _layout(kind: Kind, cfg: GEAR, shape: tuple[int, ...]) -> tuple[Axis, int, b
 def _round(x, kind, cfg, keep):
     axis, group, joined = _layout(kind, cfg, x.shape)
     if joined:
-        x = _vectors(x, "value")[:, None]
+        x = vectors_of(x, "value")[:, None]
     return pack_groups(x, axis, bits=cfg.bits, group=group, keep=keep, dtype=cfg.dtype)
 
 
@@ -296,14 +243,11 @@ def gear_base(block: GearBlock, kind: Kind, cfg: GEAR, width: int) -> jax.Array:
     held = unpack_groups(block.base, _layout(kind, cfg, (1, 1, 1, 1))[0], bits=cfg.bits)
     if cfg.base == "kcvt" and kind == "value":
         heads = held.shape[-1] // width
-        held = _entries(held[:, 0], "value", heads)
+        held = entries_of(held[:, 0], "value", heads)
     if block.at is None:
         return held
     assert block.exact is not None
-    vectors = _vectors(held, kind)
-    exact = block.exact.astype(jnp.float32)
-    vectors = jnp.put_along_axis(vectors, block.at.astype(jnp.int32), exact, axis=-1, inplace=False)
-    return _entries(vectors, kind, held.shape[1])
+    return put_back(held, block.at, block.exact, kind)
 
 
 def gear_decompress(block: GearBlock, kind: Kind, cfg: GEAR, width: int) -> jax.Array:
@@ -312,38 +256,3 @@ def gear_decompress(block: GearBlock, kind: Kind, cfg: GEAR, width: int) -> jax.
     if block.a is None or block.b is None:
         return base
     return base + jnp.matmul(block.a.astype(jnp.float32), jnp.swapaxes(block.b.astype(jnp.float32), -1, -2))
-
-
-def low_rank(error: jax.Array, rank: int, iters: int, dtype: str = "float32") -> tuple[jax.Array, jax.Array]:
-    """``A [..., n, r]`` and ``B [..., d, r]`` with ``A Bᵀ`` near the best fit of rank r to ``error [..., n, d]``.
-
-    Power iteration from one fixed random start; both bases are made orthonormal in the last turn. B is taken from the
-    A that is stored, in ``dtype``.
-    """
-    error = error.astype(jnp.float32)
-    flipped = jnp.swapaxes(error, -1, -2)
-    start = jax.random.uniform(jax.random.key(0), (error.shape[-1], rank))
-    b = jnp.broadcast_to(start, (*error.shape[:-2], error.shape[-1], rank))
-    for _ in range(iters - 1):
-        b = jnp.matmul(flipped, jnp.matmul(error, b))
-        # Powers of a large error would leave float32; the span is what counts.
-        b = b / jnp.maximum(jnp.max(jnp.abs(b), axis=(-2, -1), keepdims=True), 1e-30)
-    b = _orthonormal(b)
-    a = _orthonormal(jnp.matmul(error, b)).astype(dtype)
-    return a, jnp.matmul(flipped, a.astype(jnp.float32)).astype(dtype)
-
-
-def _orthonormal(x):
-    """Columns made orthonormal; a matrix of rank zero gives columns that are finite."""
-    q = jnp.linalg.qr(x)[0]
-    return jnp.where(jnp.isfinite(q), q, 0)
-
-
-def _thin(q: jax.Array, b: jax.Array) -> jax.Array:
-    """``[B, K, G, T, d]`` with ``[B, K, d, r]`` to ``[B, K, G, T, r]``."""
-    return mix(q.astype(jnp.float32), b)
-
-
-def _wide(x: jax.Array, b: jax.Array) -> jax.Array:
-    """``[B, K, G, T, r]`` with ``[B, K, d, r]`` to ``[B, K, G, T, d]``."""
-    return dot(x, b)

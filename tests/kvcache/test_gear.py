@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from compressjax.kvcache import GEAR, cache_bytes, kv_compress, materialize
-from compressjax.kvcache.gear import gear_base, gear_compress, gear_decompress, low_rank, outliers
+from compressjax.kvcache.extremes import outliers
+from compressjax.kvcache.gear import gear_base, gear_compress, gear_decompress
+from compressjax.kvcache.low_rank_fit import low_rank
 from compressjax.kvcache.packed import pack_groups, unpack_groups
 from compressjax.ops import nbits
 
