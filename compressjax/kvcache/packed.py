@@ -67,7 +67,7 @@ def pack_groups(
 
     Asymmetric: ``scale = (max - min) / (2^b - 1)``, ``code = round((x - min) / scale)``; symmetric: codes
     ``-(2^(b-1)-1) .. 2^(b-1)-1`` around zero. Scale and low end are rounded to ``dtype`` before they are used. A group
-    of equal values keeps that value.
+    of equal values keeps that value, and one that holds NaN is NaN: scale and low end are, and its codes are 0.
 
     Args:
       x: ``[B, K, S, d]``, S a multiple of 32 (and of ``group`` along channels), d one of ``group`` along tokens.
@@ -84,25 +84,31 @@ def pack_groups(
     if keep is not None:
         keep = keep[:, None] if keep.ndim == 2 else keep
         counts = grouped(jnp.broadcast_to(keep[..., None], x.shape), axis, group)
-    top = 2**bits - 1
+
+    def over(reduce, a, other):
+        return reduce(a if counts is None else jnp.where(counts, a, other), axis=-1)
+
+    # Least and largest may pass over NaN, in XLA on a CPU as on a GPU, and the group would come out finite.
+    lost = over(jnp.any, jnp.isnan(values), False)
     if sym:
-        middle = 2 ** (bits - 1)
-        size = jnp.abs(values) if counts is None else jnp.where(counts, jnp.abs(values), 0)
-        peak = jnp.max(size, axis=-1)
-        scale, low = stored(jnp.where(peak == 0, 1, peak) / (middle - 1), dtype), None
-        codes = jnp.clip(jnp.round(values / scale[..., None]), 1 - middle, middle - 1) + middle
+        middle, low = 2 ** (bits - 1), None
+        least, most = 1 - middle, middle - 1
+        peak = over(jnp.max, jnp.abs(values), 0)
+        scale = stored(jnp.where(peak == 0, 1, peak) / most, dtype)
     else:
-        if counts is None:
-            low, high = jnp.min(values, axis=-1), jnp.max(values, axis=-1)
-        else:
-            some = jnp.any(counts, axis=-1)
-            low = jnp.where(some, jnp.min(jnp.where(counts, values, jnp.inf), axis=-1), 0)
-            high = jnp.where(some, jnp.max(jnp.where(counts, values, -jnp.inf), axis=-1), 0)
+        least, most, middle = 0, 2**bits - 1, 0
+        low, high = over(jnp.min, values, jnp.inf), over(jnp.max, values, -jnp.inf)
+        none = high < low
+        low, high = jnp.where(none, 0, low), jnp.where(none, 0, high)
         largest = jnp.float32(jnp.finfo(dtype).max)
         low = jnp.clip(low, -largest, largest).astype(dtype).astype(jnp.float32)
         span = jnp.maximum(high - low, 0)
-        scale = stored(jnp.where(span == 0, 1, span) / top, dtype)
-        codes = jnp.clip(jnp.round((values - low[..., None]) / scale[..., None]), 0, top)
+        scale = stored(jnp.where(span == 0, 1, span) / most, dtype)
+        low = jnp.where(lost, jnp.nan, low)
+        values = values - low[..., None]
+    scale = jnp.where(lost, jnp.nan, scale)
+    steps = values / scale[..., None]
+    codes = jnp.where(jnp.isnan(steps), 0, jnp.clip(jnp.round(steps), least, most) + middle)
     codes = ungrouped(codes, axis, group)
     return Packed(
         bitpack.pack(codes, bits, tile or tile_of(x.shape[-2])),

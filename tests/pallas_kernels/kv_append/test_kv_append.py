@@ -122,11 +122,13 @@ def test_a_group_with_nan_is_nan_and_no_other(light_jit):
     lay = layout(32, 32, 4, 32)
     x = ring(lay)[0].at[1, 0, 7, 3].set(jnp.nan).at[0, 1, 2, 9].set(jnp.inf)
 
-    def both(x):
-        return [kv_append(cache(lay), x, jnp.int32(0), lay, implementation=i) for i in ("interpret", "xla")]
+    def all_of(x):
+        ways = [kv_append(cache(lay), x, jnp.int32(0), lay, implementation=i) for i in ("interpret", "xla")]
+        return *ways, pack_groups(x, "channel", bits=4, group=32)
 
-    kernel, formula = light_jit(both)(x)
-    jax.tree.map(np.testing.assert_array_equal, kernel, formula)
+    kernel, formula, wanted = light_jit(all_of)(x)
+    for got in (kernel, formula):
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda a: a[0], tuple(got)), tuple(wanted))
     lost = np.isnan(np.asarray(kernel.scale[0], np.float32))
     assert np.argwhere(lost).tolist() == [[1, 0, 0, 3]]
     assert not np.any(codes_reference(kernel.codes[0], lay)[1, 0, :, 3])
