@@ -28,7 +28,7 @@ METHOD = "masha"
 CLAIM = (
     "MASHA1 with random sparsification reaches the saddle point with at most 0.6 of the bits that extragradient sends; "
     "MASHA1 and MASHA2 converge without a floor where the same compressors without a snapshot stall; adversarial "
-    "training keeps its robust accuracy at a fifth of the bytes"
+    "training keeps its robust accuracy at a fifth of the bytes, at which extragradient has not come far"
 )
 SETTING = (
     "8 workers, bilinear saddle of 50 + 50 variables, matrices of unit norm, 0.1 of noise between workers, mu 0.02; "
@@ -197,9 +197,13 @@ def _without_snapshot(operator, data, solution, n: int, count: int, gamma: float
 
 
 def adversarial(quick: bool) -> list[Row]:
-    """A transformer against the worst perturbation of its embeddings within a box, compressed and not."""
-    steps, batch, length = (3, 1, 12) if quick else (500, 4, 48)
-    size, gamma = 0.02, 0.5
+    """A transformer against the worst perturbation of its embeddings within a box, compressed and not.
+
+    MASHA takes four times as many steps as uncompressed extragradient, with a fifth of the bytes, and extragradient
+    runs again with those bytes only. Step sizes are chosen for each by the robust accuracy on other text.
+    """
+    steps, batch, length, pool = (4, 1, 12, 16) if quick else (500, 4, 48, 2048)
+    size, workers = 0.02, 2 if quick else 4
     model, _ = byte_llama(1, 32 if quick else 64, 2)
     nats, text = llama_loss(model), byte_text()
 
@@ -217,43 +221,68 @@ def adversarial(quick: bool) -> list[Row]:
 
     params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     delta = jnp.zeros_like(params["embed"]["embedding"])
-    workers = 2 if quick else 4
-    batches = jnp.asarray(text.windows(0, steps * workers * batch, length + 1).reshape(steps, workers, batch, -1))
+    data = jnp.asarray(text.windows(0, workers * pool, length + 1).reshape(pool, workers, -1))
 
-    def trained(cfg):
-        def worker(windows):
-            def go(state, part):
-                state, metrics = masha1_step(cfg, operator, state, part, minibatch=part)
+    def trained(cfg, steps, anchor):
+        """Parameters and bytes sent by a worker; ``anchor`` windows for a refresh, ``batch`` for a difference."""
+
+        def worker(own):
+            def go(state, key):
+                keys = jax.random.split(key)
+                large = own[jax.random.randint(keys[0], (anchor,), 0, pool)]
+                # Without compression every step is a refresh, and its difference is taken on the same windows.
+                small = None if cfg.p == 1 else own[jax.random.randint(keys[1], (batch,), 0, pool)]
+                state, metrics = masha1_step(cfg, operator, state, large, minibatch=small)
                 return state, metrics.uplink_bytes
 
-            state, sent = jax.lax.scan(go, masha1_init(cfg, operator, (params, delta), windows[0]), windows)
+            start = masha1_init(cfg, operator, (params, delta), own[:anchor])
+            state, sent = jax.lax.scan(go, start, jax.random.split(jax.random.key(1), steps))
             return state.z[0], jnp.sum(sent)
 
-        found, sent = jax.jit(jax.vmap(worker, in_axes=1, axis_name="workers"))(batches)
+        found, sent = jax.jit(jax.vmap(worker, in_axes=1, axis_name="workers"))(data)
         return jax.tree.map(lambda a: a[0], found), float(sent[0])
 
-    held_out = jnp.asarray(text.held_out_windows(4 if quick else 64, length + 1))
+    held_out = jnp.asarray(text.held_out_windows(8 if quick else 128, length + 1))
+    chosen_on, reported_on = jnp.split(held_out, 2)
 
     @jax.jit
-    def robust(found):
+    def robust(found, windows):
         """Accuracy under the perturbation that twenty signed steps find."""
 
         def climb(_, d):
-            return jnp.clip(d + size / 5 * jnp.sign(jax.grad(saddle, argnums=1)(found, d, held_out)), -size, size)
+            return jnp.clip(d + size / 5 * jnp.sign(jax.grad(saddle, argnums=1)(found, d, windows)), -size, size)
 
         worst = jax.lax.fori_loop(0, 20, climb, delta)
-        logits = model.apply({"params": disturbed(found, worst)}, held_out[:, :-1])
-        return 100 * jnp.mean(jnp.argmax(logits, -1) == held_out[:, 1:])
+        logits = model.apply({"params": disturbed(found, worst)}, windows[:, :-1])
+        return 100 * jnp.mean(jnp.argmax(logits, -1) == windows[:, 1:])
 
-    exact, all_bytes = trained(Masha(gamma=gamma, p=1.0, up=Identity(), prox=box))
-    found, few_bytes = trained(Masha(gamma=gamma, p=0.05, up=RandK(density=0.05, block=8), prox=box))
-    scores = float(robust(exact)), float(robust(found))
+    def best(make, gammas, steps, anchor):
+        """Robust accuracy, bytes and step size of the best step size."""
+        runs = [(*trained(make(gamma), steps, anchor), gamma) for gamma in gammas[: 1 if quick else None]]
+        found, sent, gamma = max(runs, key=lambda run: float(robust(run[0], chosen_on)))
+        return float(robust(found, reported_on)), sent, gamma
+
+    def plain(gamma):
+        return Masha(gamma=gamma, p=1.0, up=Identity(), prox=box)
+
+    def thin(gamma):
+        return Masha(gamma=gamma, p=0.05, up=RandK(density=0.05, block=8), prox=box)
+
+    gammas = (0.1, 0.2, 0.4, 0.8)
+    exact, all_bytes, at = best(plain, gammas, steps, batch)
+    found, few_bytes, own = best(thin, gammas, 4 * steps, 2 if quick else 32)
+    short, _, early = best(plain, gammas, max(1, int(steps * few_bytes / all_bytes)), batch)
+    note = f"uncompressed {exact:.1f} % at step size {at}, MASHA {found:.1f} % at {own}"
     return [
-        asserted(
-            "robust accuracy lost by compression, at most a point", baseline=1.0, ours=scores[0] - scores[1],
-            strict=False, unit="points", note=f"uncompressed {scores[0]:.1f} %",
-        ),
         asserted("bytes a worker sends, at most a fifth", baseline=all_bytes, ours=few_bytes, limit=0.2, unit="bytes"),
+        asserted(
+            "robust accuracy lost by compression, at most a point", baseline=1.0, ours=exact - found,
+            strict=False, unit="points", note=note,
+        ),
+        asserted(
+            "robust error at equal bytes, MASHA1 under extragradient", baseline=100 - short, ours=100 - found,
+            unit="%", note=f"step size {early}",
+        ),
         not_comparable("adversarial training of ALBERT on WikiText and BookCorpus", why="needs GPUs"),
     ]  # fmt: skip
 
