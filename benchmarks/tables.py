@@ -213,6 +213,36 @@ def allocation(results: Path) -> str:
     return f"{result['setting']}.\n\n{table}\n\n{_source(result)}"
 
 
+def comm(results: Path) -> str:
+    """Held-out loss against compressed bytes per step, uniform levels and L-GreCo."""
+    result = read_result(results / "comm.json")
+    if result is None:
+        return _missing("python -m benchmarks.comm")
+    rows = [
+        (row["family"], row["kind"], f"{row['loss']:.4f}", number(row["bytes"] / 1e3)) for row in result["training"]
+    ]
+    table = markdown(("family", "levels", "held-out nats a byte", "kB per step"), rows, "llrr")
+    return f"{result['setting']}.\n\n{table}\n\n{_source(result)}"
+
+
+def comm_links(results: Path) -> str:
+    """Milliseconds of a step over slowed cables, with the bytes counted on them."""
+    result = read_result(results / "comm_links.json")
+    if result is None:
+        return _missing("python -m benchmarks.comm.links")
+    speeds = list(dict.fromkeys(row["megabits"] for row in result["rows"]))
+    found = {(row["method"], row["megabits"]): row for row in result["rows"]}
+    rows = []
+    for method in dict.fromkeys(row["method"] for row in result["rows"]):
+        own = [found[method, speed] for speed in speeds]
+        counted = max(row["counted"] for row in own)
+        cells = (number(counted / 1e3), number(own[0]["compiled"] / 1e3), *(number(row["milliseconds"]) for row in own))
+        rows.append((method, *cells))
+    header = ("method", "kB counted", "kB by the program", *(f"ms at {speed} Mbit/s" for speed in speeds))
+    table = markdown(header, rows, "l" + "r" * (len(header) - 1))
+    return f"{result['setting']}.\n\n{table}\n\n{_source(result)}"
+
+
 def trace(results: Path) -> str:
     """How trace and compile time of compressed models relate to those of dense ones."""
     result = read_result(results / "trace.json")
@@ -232,6 +262,8 @@ SECTIONS: Mapping[str, Callable[[Path], str]] = MappingProxyType(
         "quality-others": quality_others,
         "quantize": quantize,
         "allocation": allocation,
+        "comm": comm,
+        "comm-links": comm_links,
         "trace": trace,
     }
 )

@@ -2,7 +2,7 @@
 
 Writes ``results/comm.json``. Bytes are read from programs compiled for eight virtual devices; losses are of trainings
 with four simulated workers; step times are a stated simulation, bytes over bandwidth plus a latency per collective, for
-links this machine does not have.
+links this machine does not have; ``benchmarks.comm.links`` measures them over a cable that is really slow.
 """
 
 import os
@@ -20,11 +20,13 @@ import optax  # noqa: E402
 from jax.sharding import AxisType  # noqa: E402
 
 from benchmarks.byte_model import byte_llama, byte_text, llama_loss  # noqa: E402
+from benchmarks.comm.families import FAMILIES  # noqa: E402
 from benchmarks.comm.simulated import train  # noqa: E402
 from benchmarks.provenance import RESULTS, provenance, write_result  # noqa: E402
 from compressjax.distributed import wire_bytes  # noqa: E402
 from compressjax.distributed.l_greco import (  # noqa: E402
     LGreco,
+    Plan,
     data_parallel_steps,
     init_sync,
     plan_bytes,
@@ -32,11 +34,6 @@ from compressjax.distributed.l_greco import (  # noqa: E402
     units_of,
 )
 
-_FAMILIES = {
-    "PowerSGD": LGreco(family="powersgd", base=4, period=40, acc_steps=10),
-    "TopK": LGreco(family="topk", base=0.01, period=40, acc_steps=10),
-    "QSGD": LGreco(family="qsgd", base=4, period=40, acc_steps=10, stochastic=True),
-}
 _LINKS = {"1 GbE": 0.125e9, "10 GbE": 1.25e9, "25 GbE": 3.125e9, "100 GbE": 12.5e9}
 _LATENCY = 20e-6
 
@@ -48,7 +45,7 @@ def compiled_bytes(quick: bool) -> list[dict]:
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     optimizer = optax.sgd(0.1)
     rows = []
-    for name, cfg in list(_FAMILIES.items())[: 1 if quick else None]:
+    for name, cfg in list(FAMILIES.items())[: 1 if quick else None]:
         for kind, plan in (("none", ()), ("uniform", uniform_plan(units_of(params, cfg), cfg))):
             if kind == "none" and rows:
                 continue
@@ -78,11 +75,13 @@ def loss_against_bytes(quick: bool) -> list[dict]:
     batches = text.windows(0, steps * workers * batch, length + 1).reshape(steps, workers, batch, -1)
     held_out = jnp.asarray(text.held_out_windows(4 if quick else 64, length + 1))
     rows = []
-    for name, base in list(_FAMILIES.items())[: 1 if quick else None]:
+    for name, base in list(FAMILIES.items())[: 1 if quick else None]:
         cfg = LGreco(**{**vars(base), "period": 2, "acc_steps": 1}) if quick else base
         units = units_of(params, cfg)
         top = len(cfg.levels) - 1
-        kinds = {f"uniform {cfg.levels[c]:g}": (uniform_plan(units, cfg, c), False) for c in (0, cfg.base_level, top)}
+        kinds: dict[str, tuple[Plan | None, bool]] = {
+            f"uniform {cfg.levels[c]:g}": (uniform_plan(units, cfg, c), False) for c in (0, cfg.base_level, top)
+        }
         kinds["L-GreCo"] = (None, True)
         if not rows:
             kinds = {"none": ((), False), **kinds}
