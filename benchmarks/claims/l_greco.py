@@ -15,6 +15,7 @@ import optax
 from benchmarks import language_model as lm
 from benchmarks.byte_model import byte_llama, byte_text, llama_loss
 from benchmarks.claims.harness import Part, Row, asserted, not_comparable, printed
+from benchmarks.comm.families import FAMILIES
 from benchmarks.comm.simulated import train
 from compressjax.distributed.l_greco import LGreco, adapt, error_table, uniform_plan, units_of
 from compressjax.models import Llama
@@ -36,11 +37,6 @@ _BYTES = {
     "PowerSGD, rank 4": (LGreco(family="powersgd", base=4), 1.1),
     "TopK, 1 %": (LGreco(family="topk", base=0.01), 1.7),
     "QSGD, 4 bits": (LGreco(family="qsgd", base=4), 1.12),
-}
-_TRAINED = {
-    "PowerSGD": LGreco(family="powersgd", base=4, period=40, acc_steps=10),
-    "TopK": LGreco(family="topk", base=0.01, period=40, acc_steps=10),
-    "QSGD": LGreco(family="qsgd", base=4, period=40, acc_steps=10, stochastic=True),
 }
 
 
@@ -100,7 +96,7 @@ def training(quick: bool) -> list[Row]:
     optimizer = optax.adam(optax.linear_schedule(0.0, 2e-3, max(1, steps // 6)))
     held_out = jnp.asarray(text.held_out_windows(4 if quick else 64, length + 1))
     score = jax.jit(loss)
-    families = {"TopK": LGreco(family="topk", period=2, acc_steps=1, grid=3)} if quick else _TRAINED
+    families = {"TopK": LGreco(family="topk", period=2, acc_steps=1, grid=3)} if quick else FAMILIES
     kinds = {"none": ((), False), "uniform": (None, False), "adapted": (None, True)}
     found: dict[tuple[str, str], list[float]] = {}
     sent: dict[tuple[str, str], float] = {}
