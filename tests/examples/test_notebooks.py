@@ -51,12 +51,29 @@ def _budget(printed: str) -> None:
     assert "ByLayer of" in printed
 
 
+def _long_context(printed: str) -> None:
+    found = re.findall(r"^(\S.*?) +([\d.]+)% of the bytes +[\d.]+ MB .* divergence ([\d.]+)$", printed, re.MULTILINE)
+    share, kl = ({name: float(row[at]) for name, *row in found} for at in (0, 1))
+    assert len(found) == 9 and share.pop("plain") == 100 and kl.pop("plain") == 0
+    assert max(share.values()) < 51
+    assert kl["KV4, 4 bits"] < 0.01 < min(kl[name] for name in kl if name != "KV4, 4 bits") and kl["KIVI, 2 bits"] < 0.3
+    best = dict(re.findall(r"^  (\S.*?) +[\d.]+%  divergence ([\d.]+)$", printed, re.MULTILINE))
+    assert min(best, key=lambda name: float(best[name])) == "EMS in 4 bits"
+    right = {name: int(count) for name, count in re.findall(r"^(\S.*?) +(\d) of 4: ", printed, re.MULTILINE)}
+    assert right["plain"] == right["KIVI, 2 bits"] == 4 and right["StreamingLLM, 80 tokens"] < 3
+    rules = {name: float(value) for name, value in re.findall(r"^(\S.*?) +[\d.]+%  divergence (\S+)$", printed, re.M)}
+    assert rules["first four layers in 4 bits"] < rules["2 bits everywhere"]
+    live, plain = re.findall(r"tokens after \d+; cache ([\d.]+) MB, a plain one ([\d.]+) MB", printed)[0]
+    assert float(live) < 0.4 * float(plain)
+
+
 # What every notebook must print when it is run, by name.
 SHOWN = {
     "quantize_llm": _quantize_llm,
     "which_method": _which_method,
     "train_compressed": _train_compressed,
     "budget": _budget,
+    "long_context": _long_context,
 }
 
 
