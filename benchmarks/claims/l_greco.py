@@ -40,8 +40,8 @@ _BYTES = {
 }
 
 
-# How many times fewer bytes a training sends. 1.2 was aimed at for all three. QSGD has few levels to choose from and gave
-# 1.157 in a first run, so that its bound is that of the gradients above.
+# How many times fewer bytes a training sends. 1.2 was aimed at for all three. QSGD has few levels to choose from and
+# gave 1.157 in a first run, so that its bound is that of the gradients above.
 _FEWER = {"PowerSGD": 1.2, "TopK": 1.2, "QSGD": 1.12}
 
 
