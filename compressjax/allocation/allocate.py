@@ -137,11 +137,17 @@ def _knapsack(db, budget, cfg, fitness=None, *, start=None, progress=None):
 
 @allocate.register(NeighbourDP)
 def _neighbours(db, budget, cfg, fitness=None, *, start=None, progress=None):
-    lower = int(allocate(db, budget, Uniform()).state[0])
+    if db.error is None:
+        raise ValueError("NeighbourDP needs a LevelDatabase with errors")
+    every = allocate(db, budget, Uniform())
+    lower = int(every.state[0])
+    if lower == len(db.levels) - 1 or every.cost == budget:
+        return every
+    # Of what the lower level leaves, so that rounding to bins cannot make the lower level itself too dear.
     pair = slice(lower, lower + 2)
-    error = None if db.error is None else db.error[:, pair]
-    near = LevelDatabase(names=db.names, levels=db.levels[pair], cost=db.cost[:, pair], error=error)
-    return allocation_of(db, lower + knapsack_dp(near, budget, bins=cfg.bins).state)
+    steps = db.cost[:, pair] - db.cost[:, lower, None]
+    near = LevelDatabase(names=db.names, levels=db.levels[pair], cost=steps, error=db.error[:, pair])
+    return allocation_of(db, lower + knapsack_dp(near, budget - every.cost, bins=cfg.bins).state)
 
 
 @allocate.register(BestOf)

@@ -47,6 +47,20 @@ def test_neighbours_are_the_best_of_two_levels(seed, spare):
     assert found.error == pytest.approx(best)
 
 
+@pytest.mark.parametrize("spare", [0, 1])
+def test_rounding_to_bins_never_makes_the_lower_level_too_dear(spare):
+    cost = np.asarray([[1_000_003, 2_000_003, 3_000_003]]).repeat(300, axis=0)
+    db = LevelDatabase(names=tuple(map(str, range(300))), levels=(2, 3, 4), cost=cost, error=1.0 / cost)
+    found = allocate(db, int(cost[:, 1].sum()) + spare, NeighbourDP(bins=1000))
+    np.testing.assert_array_equal(found.state, 1)
+
+
+def test_neighbours_need_errors():
+    db = LevelDatabase(names=("a",), levels=(2, 3), cost=np.asarray([[2, 3]]))
+    with pytest.raises(ValueError, match="NeighbourDP needs a LevelDatabase with errors"):
+        allocate(db, 3, NeighbourDP())
+
+
 def test_neighbours_need_room_for_the_lowest_level():
     db = database()
     with pytest.raises(ValueError, match="the lowest levels cost"):
