@@ -81,7 +81,8 @@ def _generator(model: LoadedModel, configs: tuple[Any, ...], text: str, screen: 
     if isinstance(codec, MatryoshkaKV):
         with screen.waiting("Finding principal axes"):
             fixed = pack_projections(pca_init(kv_moments(cfg, params, _texts(model, text))), codec)
-    return Generator(cfg, params, codec, form=form, fixed=fixed)
+    # Sizes are shares of a plain cache in 16 bits, so that what is kept exactly takes 16 too.
+    return Generator(cfg, params, codec, form=form, fixed=fixed, cache_dtype="bfloat16")
 
 
 def _texts(model: LoadedModel, text: str) -> list[np.ndarray]:
