@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few points, once each; shows that it works")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of results")
     args = parser.parse_args(arguments)
-    measured = measure((64, 128), (2, 4), 1) if args.quick else measure(WIDTHS, DEPTHS, 3)
+    measured = measure((64, 128), (2, 4), 1) if args.quick else measure(WIDTHS, DEPTHS, 6)
     result = {
         **provenance("python -m benchmarks.trace" + (" --quick" if args.quick else "")),
         "setting": f"Llama decoder, 32 tokens; width varies at depth {DEPTH}, depth at width {WIDTH}; CPU seconds",
