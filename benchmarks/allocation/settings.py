@@ -40,8 +40,8 @@ def settings() -> tuple[Setting, ...]:
     """All rows in order: budgets between two levels and at about one, on two networks."""
     bits = (_TWO, _THREE, _FOUR)
     return (
-        *(Setting(f"bytes, GPTQ, {size} bits", "bytes", bits, size) for size in (2.8, 3.3, 3.8)),
-        *(Setting(f"bytes, mixed families, {size} bits", "bytes", _MIXED, size) for size in (2.8, 3.3, 3.8)),
+        *(Setting(f"bytes, GPTQ, {size} bits", "bytes", bits, size) for size in (2.8, 3.3)),
+        *(Setting(f"bytes, mixed families, {size} bits", "bytes", _MIXED, size) for size in (2.8, 3.3)),
         *(Setting(f"SmolLM2, GPTQ, {size} bits", "smollm2", bits, size) for size in (2.8, 3.3)),
     )
 
