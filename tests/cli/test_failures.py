@@ -159,10 +159,9 @@ def test_full_disk_leaves_no_half_a_page(command, compressed, text, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("layout", ["gptq", "gguf"])
-def test_full_disk_leaves_no_half_an_export(command, compressed, tmp_path, layout):
+def test_full_disk_leaves_no_half_an_export(command, compressed, tmp_path):
     with largest_file(1000):
-        ended = command("export", compressed, "--out", tmp_path / "out", "--format", layout)
+        ended = command("export", compressed, "--out", tmp_path / "out")
     assert ended.code == 1 and not list(tmp_path.iterdir())
 
 
