@@ -4,7 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,18 @@ def run_module(module: str, *arguments: str) -> dict:
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def named(rows: Iterable[Any], name: str) -> Any:
+    """The row of that name.
+
+    Raises:
+      ValueError: there is none; the message lists them.
+    """
+    known = {row.name: row for row in rows}
+    if name not in known:
+        raise ValueError(f"no row {name!r}; rows are {list(known)}")
+    return known[name]
 
 
 def chosen(names: Sequence[str], words: Sequence[str] | None) -> list[str]:

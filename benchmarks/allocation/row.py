@@ -6,8 +6,9 @@ import sys
 import time
 
 from benchmarks import language_model as lm
-from benchmarks.allocation.settings import Setting, named
+from benchmarks.allocation.settings import Setting, settings
 from benchmarks.allocation.shared_out import byte_decoder, byte_search, byte_texts, share_out
+from benchmarks.one_process import named
 from compressjax.allocation import EvoPress
 
 
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(arguments)
-    print(json.dumps(measure(named(args.name), args.quick)))
+    print(json.dumps(measure(named(settings(), args.name), args.quick)))
     return 0
 
 

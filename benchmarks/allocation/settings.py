@@ -44,15 +44,3 @@ def settings() -> tuple[Setting, ...]:
         *(Setting(f"bytes, mixed families, {size} bits", "bytes", _MIXED, size) for size in (2.8, 3.3)),
         *(Setting(f"SmolLM2, GPTQ, {size} bits", "smollm2", bits, size) for size in (2.8, 3.3)),
     )
-
-
-def named(name: str) -> Setting:
-    """The row of that name.
-
-    Raises:
-      ValueError: there is none; the message lists them.
-    """
-    for setting in settings():
-        if setting.name == name:
-            return setting
-    raise ValueError(f"no row {name!r}; rows are {[setting.name for setting in settings()]}")

@@ -106,15 +106,3 @@ def _compositions() -> list[Method]:
         Method("2:4 + 4 bits, 3 bits", "2:4", 3, NM(n=2, m=4, bits=4, group=128, grid="hessian")),
     ]
     return found
-
-
-def named(name: str) -> Method:
-    """The row of that name.
-
-    Raises:
-      ValueError: there is none; the message lists them.
-    """
-    for method in methods():
-        if method.name == name:
-            return method
-    raise ValueError(f"no row {name!r}; rows are {[method.name for method in methods()]}")

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from benchmarks import language_model as lm
 from benchmarks.claims.squeezellm import fisher_information
-from benchmarks.quality.methods import LIMITS, Method, aimed, named
+from benchmarks.one_process import named
+from benchmarks.quality.methods import LIMITS, Method, aimed, methods
 from compressjax.allocation import KnapsackDP, allocate, model_levels
 from compressjax.calibration import Hessian, calibrate
 from compressjax.checkpoint import open_model
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(arguments)
-    print(json.dumps(measure(named(args.name), args.quick)), flush=True)
+    print(json.dumps(measure(named(methods(), args.name), args.quick)), flush=True)
     return 0
 
 

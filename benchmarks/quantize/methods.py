@@ -2,7 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from benchmarks.quality.methods import Method, named
+from benchmarks.one_process import named
+from benchmarks.quality.methods import Method, methods
 from compressjax.quantization import GPTQ, RTN
 
 
@@ -55,20 +56,8 @@ def runs() -> tuple[Run, ...]:
     }
     found += [Run(f"{method}, 3 bits", method, cfg) for method, cfg in options.items()]
     found.append(Run("GPTQ, 3 bits, streaming", "GPTQ streaming", GPTQ(bits=3, group=64), streaming=True))
-    return (*found, *(_same(named(name)) for name in OTHERS))
+    return (*found, *(_same(named(methods(), name)) for name in OTHERS))
 
 
 def _same(method: Method) -> Run:
     return Run(method.name, method.family, method.cfg, fisher=method.fisher, inputs=method.inputs)
-
-
-def run_named(name: str) -> Run:
-    """The row of that name.
-
-    Raises:
-      ValueError: there is none; the message lists them.
-    """
-    for run in runs():
-        if run.name == name:
-            return run
-    raise ValueError(f"no row {name!r}; rows are {[run.name for run in runs()]}")

@@ -16,7 +16,8 @@ import numpy as np
 
 from benchmarks import language_model as lm
 from benchmarks.claims.squeezellm import fisher_information
-from benchmarks.quantize.methods import Run, run_named
+from benchmarks.one_process import named
+from benchmarks.quantize.methods import Run, runs
 from compressjax.checkpoint import load_model, open_model
 from compressjax.driver import statistic_for
 from compressjax.evaluation.perplexity import perplexity
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(arguments)
     map_large_arrays()  # as the command line does
-    print(json.dumps(measure(run_named(args.name), args.quick)), flush=True)
+    print(json.dumps(measure(named(runs(), args.name), args.quick)), flush=True)
     return 0
 
 

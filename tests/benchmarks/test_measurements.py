@@ -9,7 +9,8 @@ import pytest
 from benchmarks import language_model as lm
 from benchmarks.claims.gptq import PARTS, best
 from benchmarks.matrix_errors import errors, hessians, pick_layers
-from benchmarks.quantize.methods import run_named, runs
+from benchmarks.one_process import named
+from benchmarks.quantize.methods import runs
 from benchmarks.quantize.speed import forward_flops, gram_flops
 from benchmarks.trace import __main__ as trace
 from benchmarks.trace.measure import FORMS, decoder, shapes
@@ -117,9 +118,9 @@ def test_ratios_take_the_worst_point():
 
 def test_rows_have_names_of_their_own():
     assert len({run.name for run in runs()}) == len(runs())
-    assert run_named("GPTQ k-means, 3 bits").cfg.levels == "kmeans"
+    assert named(runs(), "GPTQ k-means, 3 bits").cfg.levels == "kmeans"
     with pytest.raises(ValueError, match="no row 'GPTQ, 5 bits'"):
-        run_named("GPTQ, 5 bits")
+        named(runs(), "GPTQ, 5 bits")
 
 
 def test_claim_parts_fit_their_budget():

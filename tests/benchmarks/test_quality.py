@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import sentence_encoder
-from benchmarks.one_process import chosen, measure_rows
-from benchmarks.quality.methods import LIMITS, methods, named
+from benchmarks.one_process import chosen, measure_rows, named
+from benchmarks.quality.methods import LIMITS, methods
 from benchmarks.quality.other_models import main as other_models
 from benchmarks.quality.other_models import methods as one_pass_methods
 from benchmarks.quality.plot import plot
@@ -48,9 +48,9 @@ def test_every_method_has_a_name_of_its_own_and_a_column():
     names = [method.name for method in methods()]
     assert len(set(names)) == len(names)
     assert {method.column for method in methods()} == {*LIMITS, 32}
-    assert named("GPTQ tuned, 2 bits").tuning.target == "original"
+    assert named(methods(), "GPTQ tuned, 2 bits").tuning.target == "original"
     with pytest.raises(ValueError, match="no row 'GPTQ, 5 bits'"):
-        named("GPTQ, 5 bits")
+        named(methods(), "GPTQ, 5 bits")
 
 
 def test_the_table_marks_the_best_of_each_size_and_what_is_too_large(tmp_path):
